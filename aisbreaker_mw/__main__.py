@@ -1,0 +1,6 @@
+"""`python -m aisbreaker_mw` is the `aisbreaker` command."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Base64url without padding, in its one canonical spelling (RFC 4648, 3.5 and 5)."""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+_ALPHABET = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+
+
+def b64url_encode(data: bytes) -> str:
+    """Return `data` as base64url without padding."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def b64url_decode(text: str) -> bytes:
+    """
+    Return the bytes of canonical base64url.
+
+    Raises:
+        ValueError: with a fixed text, on padding, another alphabet, white space, an impossible length, or bits that are set
+            behind the last byte (RFC 4648, 3.5), so that no two texts stand for the same bytes.
+    """
+    if not _ALPHABET.fullmatch(text) or len(text) % 4 == 1:
+        raise ValueError("not base64url without padding")
+    data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if b64url_encode(data) != text:
+        raise ValueError("not canonical base64url")
+    return data

@@ -1,0 +1,83 @@
+"""Pure functions over raw header lists: `[(name, value), ...]`, bytes, names in lower case as ASGI gives them."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110, 7.6.1: what an intermediary must not forward, with the two Proxy- fields that browsers and RFC 9110, 11.7 add."""
+
+CLIENT_ADDRESS = frozenset(
+    {
+        b"forwarded",
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-forwarded-server",
+        b"x-real-ip",
+    }
+)
+"""Who the client is and how it came here: nothing that an AI service needs to know."""
+
+
+def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """Return every value of a header, in order."""
+    return [value for key, value in headers if key == name]
+
+
+def get(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Return the first value of a header, or None."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def forwardable(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> RawHeaders:
+    """
+    Return the headers that travel on, in order.
+
+    Args:
+        headers: as received.
+        dropped: names to leave out; must contain `HOP_BY_HOP`. What a Connection header names is left out as well
+            (RFC 9110, 7.6.1: "MUST [...] remove any header or trailer field(s) from the message with the same name as the
+            connection-option").
+    """
+    kept: RawHeaders = []
+    nominated: set[bytes] | None = None
+    for header in headers:
+        name = header[0]
+        if name not in dropped:
+            kept.append(header)
+        elif name == b"connection":
+            options = {option.strip().lower() for option in header[1].split(b",")}
+            nominated = options if nominated is None else nominated | options
+    if nominated is None or nominated <= {b"close", b"keep-alive", b"upgrade", b"te", b""}:
+        return kept
+    return [header for header in kept if header[0] not in nominated]
+
+
+@lru_cache(maxsize=1024)
+def host_name(value: bytes) -> str:
+    """Return the name in a Host header: lower case, without port, an IPv6 address without brackets, no dot at the end."""
+    text = value.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    name = text.partition(":")[0] if text.count(":") == 1 else text
+    return name.removesuffix(".")

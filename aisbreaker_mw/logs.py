@@ -1,0 +1,115 @@
+"""Log lines: one per request, as text or JSON, with nothing in them that is secret."""
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+ACCESS_LOGGER = "aisbreaker_mw.access"
+
+# Libraries below us that tell headers, URLs or scopes at low levels.
+_TALKATIVE = (
+    "httpcore.connection",
+    "httpcore.http11",
+    "httpcore.http2",
+    "httpcore.proxy",
+    "httpcore.socks",
+    "httpx",
+    "hpack.hpack",
+    "hpack.table",
+    "h2",
+    "uvicorn.access",
+    "uvicorn.asgi",
+    "websockets.client",
+    "websockets.server",
+)
+
+
+class LogFields(dict[str, Any]):
+    """The message of a structured log line: its text is `name=value ...`, control characters escaped."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={_escaped(value)}" for name, value in self.items() if value is not None)
+
+
+def _escaped(value: Any) -> str:
+    text = str(value)
+    if text and text.isascii() and text.isprintable() and " " not in text and '"' not in text:
+        return text
+    return orjson.dumps(text).decode("utf-8").replace("\x7f", "\\u007f").replace("\u2028", "\\u2028")
+
+
+class TextFormatter(logging.Formatter):
+    """`time level logger message`, on one line whatever the message holds."""
+
+    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = record.message.translate(_CONTROLS)
+        return super().formatMessage(record)
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `logger`, then the fields of the message, or `message`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        if isinstance(record.msg, Mapping):
+            fields.update((name, value) for name, value in record.msg.items() if value is not None)
+        else:
+            fields["message"] = record.getMessage()
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields, default=str).decode("utf-8")
+
+
+def _refuse_details(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def hush_libraries() -> None:
+    """Keep the libraries below us from logging headers, URLs and query strings, at whatever level they are set to."""
+    for name in _TALKATIVE:
+        logger = logging.getLogger(name)
+        if _refuse_details not in logger.filters:
+            logger.addFilter(_refuse_details)
+
+
+def log_config(level: str, form: str) -> dict[str, Any]:
+    """
+    Return the `logging.config.dictConfig` of the standalone server: everything to stderr.
+
+    Args:
+        level: name of a level of the logging module.
+        form: `text` or `json`.
+    """
+    formatter = JSONFormatter if form == "json" else TextFormatter
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": sys.stderr}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {"aisbreaker_mw": {"level": level}, "uvicorn.error": {"level": "INFO"}},
+    }
+
+
+def describe_crash(error: BaseException) -> str:
+    """Return where an exception came from, without its text, which may quote anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__module__}.{type(error).__qualname__} at {where}"

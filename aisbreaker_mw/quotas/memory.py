@@ -1,0 +1,299 @@
+"""Quotas of one process, counted in its memory."""
+
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from limits import RateLimitItemPerSecond
+from limits.aio.storage import SlidingWindowCounterSupport, Storage
+
+from .model import MAX_AMOUNT, MAX_WINDOWS, Bucket, Buckets, Decision
+from .sliding import wait
+
+# A record is a run of integers: when it may be dropped, how many windows it has, then per window its end (0: nothing was
+# counted yet), the previous count and the current count. Times are milliseconds of the monotonic clock. All records lie in
+# one array: the garbage collector has nothing to visit, and a client costs some 250 bytes, most of it for its key.
+_HEAD = 2
+_WINDOW = 3
+
+_BLANK = 0
+"""The record that stands for every key without one: the first, always zero."""
+
+_ENDLESS = 1 << 80
+"""Longer than any wait: of a request that can never pass."""
+
+
+class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
+    """
+    Counters in this process's memory: exact within the process, and gone with it.
+
+    A consume costs the same however many clients there are. Nothing runs in the background: every consume looks at a few
+    records and drops those whose windows have all run out.
+
+    Beyond `max_clients` keys a new key is counted in an overflow record, shared by the new keys of the same slot and policy
+    (the new clients of one token, or of the server), so a flood of addresses costs no memory, and nobody who is known
+    already loses a request to it. Beyond an eighth more, where a flood of tokens opens too many of those, new keys share one
+    record per policy.
+
+    Args:
+        uri: not used; the storages of limits are made from one.
+        wrap_exceptions: as for every storage of limits.
+        max_clients: keys with a record of their own.
+        clock: nanoseconds that never go back.
+    """
+
+    STORAGE_SCHEME = ["aisbreaker+memory"]  # noqa: RUF012 - limits reads it as it is
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        wrap_exceptions: bool = False,
+        *,
+        max_clients: int = 1_000_000,
+        clock: Callable[[], int] = time.monotonic_ns,
+        **_: Any,
+    ) -> None:
+        super().__init__(uri, wrap_exceptions=wrap_exceptions)
+        self._max_clients = max_clients
+        self._max_records = max_clients + max_clients // 8 + 1
+        self._clock = clock
+        self._clear()
+
+    def _clear(self) -> None:
+        self._records: dict[str, int] = {}
+        """Where the record of a key begins."""
+        self._data = array("q", bytes(8 * (_HEAD + _WINDOW * MAX_WINDOWS)))
+        self._free: dict[int, list[int]] = {}
+        """Dropped records for reuse, by their number of windows."""
+        # The keys and their records once more, in the order of inspection, and where it goes on.
+        self._ring_keys: list[str] = []
+        self._ring_records = array("q")
+        self._hand = 0
+
+    def __len__(self) -> int:
+        """Count the records, those that ran out and are not dropped yet included."""
+        return len(self._records)
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        """Count one request; see `QuotaStorage`. None where there are no windows."""
+        return self.consume_now(buckets, cost)
+
+    async def aclose(self) -> None:
+        """Do nothing: there are no connections."""
+
+    def consume_now(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        """Count one request without waiting for anything; see `QuotaStorage`. None where there are no windows."""
+        now = self._clock() // 1_000_000
+        data = self._data
+        find = self._records.get
+        found = []
+        size = len(self._records)
+        least = MAX_AMOUNT + 1
+        nearest: tuple[str, int, int, int] | None = None
+        for bucket in buckets:
+            record = find(bucket.key)
+            if record is None:
+                record = self._find_overflow(bucket, size)
+            found.append(record)
+            i = record + 2
+            for amount, length in bucket.windows:
+                left = data[i] - now
+                if left <= 0:
+                    # The window in progress ended. Of a request that is refused in the end nothing remains of this step:
+                    # the counts are the same whether it is taken now or at the next request.
+                    if left > -length and data[i + 2]:
+                        data[i] += length
+                        data[i + 1] = data[i + 2]
+                        data[i + 2] = 0
+                        left += length
+                    else:
+                        data[i] = data[i + 1] = data[i + 2] = 0
+                        left = length
+                remaining = amount - data[i + 2] - cost
+                previous = data[i + 1]
+                if previous:
+                    remaining -= previous * left // length
+                if remaining < 0:
+                    return self._refuse(buckets, cost, now)
+                if remaining <= least and (nearest is None or remaining < least or length > nearest[2]):
+                    least = remaining
+                    nearest = (bucket.policy, amount, length, left)
+                i += 3
+        if nearest is None:
+            return None
+
+        created = 0
+        for bucket, record in zip(buckets, found, strict=True):
+            if not record:
+                created += 1
+                record = self._create(self._overflow_key(bucket, size) or bucket.key, len(bucket.windows))
+            i = record + 4
+            for _, length in bucket.windows:
+                current = data[i]
+                data[i] = current + cost
+                if not current:
+                    end = data[i - 2]
+                    if not end:
+                        data[i - 2] = end = now + length
+                    if data[record] < end + length:
+                        data[record] = end + length
+                i += 3
+        # Twice as many as were made, so that the inspection overtakes any growth.
+        self._inspect(1 + 2 * created, now)
+        policy, amount, length, left = nearest
+        return Decision(True, policy, amount, length // 1000, least, left / 1000)
+
+    def _refuse(self, buckets: Buckets, cost: int, now: int) -> Decision:
+        """Find the window that takes longest to admit the request."""
+        data = self._data
+        longest = (-1, 0)
+        decision = None
+        for bucket in buckets:
+            record = self._records.get(bucket.key)
+            i = _HEAD + (self._find_overflow(bucket, len(self._records)) if record is None else record)
+            for amount, length in bucket.windows:
+                end, previous, current = data[i : i + _WINDOW]
+                i += _WINDOW
+                left = end - now
+                if left <= 0:
+                    previous, current, left = (current, 0, left + length) if left > -length else (0, 0, length)
+                remaining = amount - current - previous * left // length
+                if remaining >= cost:
+                    continue
+                patience = wait(amount - cost, previous, current, left, length)
+                rank = (patience if cost <= amount else _ENDLESS, length)
+                if rank > longest:
+                    longest = rank
+                    decision = Decision(False, bucket.policy, amount, length // 1000, max(0, remaining), patience / 1000)
+        self._inspect(1, now)
+        if decision is None:
+            raise RuntimeError("no window refuses the request")
+        return decision
+
+    def _overflow_key(self, bucket: Bucket, size: int) -> str | None:
+        """Name the record that counts a new key when there are `size` records; None: one of its own."""
+        if size < self._max_clients:
+            return None
+        lengths = ",".join([str(length) for _, length in bucket.windows])
+        key = f"overflow/{bucket.policy}/{lengths}/{bucket.slot}"
+        if key in self._records or size < self._max_records:
+            return key
+        return f"overflow/{bucket.policy}/{lengths}"
+
+    def _find_overflow(self, bucket: Bucket, size: int) -> int:
+        """Find the record that counts a key without one of its own, blank where it is still to be made."""
+        key = self._overflow_key(bucket, size)
+        return _BLANK if key is None else self._records.get(key, _BLANK)
+
+    def _create(self, key: str, size: int) -> int:
+        free = self._free.get(size)
+        if free:
+            record = free.pop()
+        else:
+            record = len(self._data)
+            self._data.frombytes(bytes(8 * (_HEAD + _WINDOW * size)))
+        self._data[record + 1] = size
+        self._records[key] = record
+        self._ring_keys.append(key)
+        self._ring_records.append(record)
+        return record
+
+    def _inspect(self, count: int, now: int) -> None:
+        """Look at the next few records and drop those whose windows have all run out."""
+        keys = self._ring_keys
+        records = self._ring_records
+        data = self._data
+        hand = self._hand
+        for _ in range(count):
+            if hand >= len(keys):
+                hand = 0
+                if not keys:
+                    break
+            record = records[hand]
+            if data[record] > now:
+                hand += 1
+                continue
+            del self._records[keys[hand]]
+            self._drop(record)
+            # The last one takes the place of the dropped one, and is looked at next.
+            last_key, last_record = keys.pop(), records.pop()
+            if hand < len(keys):
+                keys[hand], records[hand] = last_key, last_record
+        self._hand = hand
+
+    def _drop(self, record: int) -> None:
+        size = self._data[record + 1]
+        for i in range(record, record + _HEAD + _WINDOW * size):
+            self._data[i] = 0
+        self._free.setdefault(size, []).append(record)
+
+    # What limits' own strategies ask of a storage: a sliding window is a bucket with one window, a fixed window is one whose
+    # previous count stays zero.
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """Nothing that counting raises is an error of the storage."""
+        return ValueError
+
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Count `amount` in the sliding window of `expiry` seconds, or nothing."""
+        limits = (RateLimitItemPerSecond(limit, expiry),)
+        decision = self.consume_now((Bucket(_sliding_key(key, expiry), "limits", "limits", limits),), amount)
+        return decision is not None and decision.admitted
+
+    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        """Give the previous count, the seconds until it is gone, the current count, and the seconds until that is gone."""
+        record = self._records.get(_sliding_key(key, expiry), _BLANK)
+        end, previous, current = self._data[record + _HEAD : record + _HEAD + _WINDOW]
+        length = expiry * 1000
+        left = end - self._clock() // 1_000_000
+        if left <= 0:
+            previous, current, left = (current, 0, left + length) if left > -length else (0, 0, 0)
+        return previous, left / 1000 if previous else 0.0, current, (left + length) / 1000 if left else 0.0
+
+    async def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget what was counted."""
+        await self.clear(_sliding_key(key, expiry))
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Count `amount` in the fixed window that the first count began, `expiry` seconds long."""
+        now = self._clock() // 1_000_000
+        record = self._records.get(key) or self._create(key, 1)
+        if self._data[record] <= now:
+            self._data[record] = self._data[record + _HEAD] = now + expiry * 1000
+            self._data[record + _HEAD + 2] = 0
+        self._data[record + _HEAD + 2] += amount
+        self._inspect(1, now)
+        return self._data[record + _HEAD + 2]
+
+    async def get(self, key: str) -> int:
+        """Give the count of a fixed window."""
+        record = self._records.get(key, _BLANK)
+        return self._data[record + _HEAD + 2] if self._data[record] > self._clock() // 1_000_000 else 0
+
+    async def get_expiry(self, key: str) -> float:
+        """Give the end of a fixed window, seconds since the epoch."""
+        left = self._data[self._records.get(key, _BLANK)] / 1000 - self._clock() / 1_000_000_000
+        return time.time() + max(0.0, left)
+
+    async def check(self) -> bool:
+        """Say that memory is there."""
+        return True
+
+    async def reset(self) -> int | None:
+        """Forget all counts, and say how many keys there were."""
+        count = len(self._records)
+        self._clear()
+        return count
+
+    async def clear(self, key: str) -> None:
+        """Forget the count of a key."""
+        if record := self._records.get(key):
+            for i in range(record + _HEAD, record + _HEAD + _WINDOW * self._data[record + 1]):
+                self._data[i] = 0
+            self._data[record] = 0
+
+
+def _sliding_key(key: str, expiry: int) -> str:
+    return f"{key}/{expiry}"

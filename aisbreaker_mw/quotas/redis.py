@@ -1,0 +1,309 @@
+"""Quotas shared by processes and machines, counted in Redis or Valkey by a script on the server."""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, TypeAlias, cast
+
+from limits.aio.storage import RedisClusterStorage, RedisSentinelStorage, RedisStorage
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
+from .model import Bucket, Buckets, Decision, Window
+
+KEY_PREFIX = "aisbreaker"
+"""What every key begins with, on a server that may hold other things too."""
+
+Command: TypeAlias = tuple[Sequence[str], Sequence[object]]
+"""Keys and arguments of one run of a script."""
+
+Reply: TypeAlias = list[int]
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        self.source = resources.files(__package__).joinpath(name).read_text()
+        # Not for security: it is how Redis names scripts.
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def cached(self, command: Command) -> tuple[object, ...]:
+        keys, arguments = command
+        return "EVALSHA", self.sha, len(keys), *keys, *arguments
+
+    def whole(self, command: Command) -> tuple[object, ...]:
+        keys, arguments = command
+        return "EVAL", self.source, len(keys), *keys, *arguments
+
+
+_CONSUME = _Script("consume.lua")
+_GIVE_BACK = _Script("give_back.lua")
+
+
+@functools.lru_cache(maxsize=4096)
+def _pack(windows: tuple[Window, ...]) -> bytes:
+    """Write windows as a MessagePack array of 64-bit integers."""
+    numbers = [number for window in windows for number in window]
+    return struct.pack(">BH", 0xDC, len(numbers)) + b"".join(struct.pack(">BQ", 0xCF, number) for number in numbers)
+
+
+def _key(bucket: Bucket) -> str:
+    return f"{KEY_PREFIX}:{{{bucket.slot}}}:{bucket.key}"
+
+
+class RedisQuotaStorage(RedisStorage):
+    """
+    Counters in one Redis or Valkey server, 6.0 or later: exact for everybody who uses the server, by the server's clock.
+
+    A request is one run of one script. Requests that come while others are on their way travel together, so the connections
+    are few and a thousand requests at once are no more than a handful of round trips.
+
+    Args:
+        uri: as limits spells it, with or without `async+`: `redis://`, `rediss://`, `redis+unix://`, and the same with
+            `valkey`.
+        wrap_exceptions: as for every storage of limits.
+        timeout: seconds, for connecting and for an answer.
+        clock: nanoseconds since the epoch instead of the server's time, for tests.
+        options: passed to the client of redis-py.
+    """
+
+    STORAGE_SCHEME = [f"aisbreaker+{scheme}" for scheme in ("redis", "rediss", "redis+unix")] + [
+        f"aisbreaker+{scheme}" for scheme in ("valkey", "valkeys", "valkey+unix")
+    ]
+
+    CONNECTIONS = 4
+    """Batches of requests on their way at once."""
+
+    BATCH = 256
+    """Requests in one batch at most: what a server does in a few milliseconds."""
+
+    def __init__(
+        self,
+        uri: str,
+        wrap_exceptions: bool = False,
+        *,
+        timeout: float = 0.25,
+        clock: Callable[[], int] | None = None,
+        **options: Any,
+    ) -> None:
+        self._timeout = timeout
+        self._clock = clock
+        self._waiting: list[tuple[Command, asyncio.Future[Reply]]] = []
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._starting = False
+        settings: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            # A second try could count a request twice.
+            "retry": Retry(NoBackoff(), 0),
+            **options,
+        }
+        super().__init__(
+            _as_redis(uri), wrap_exceptions, implementation="redispy", key_prefix=KEY_PREFIX, **self._options(settings)
+        )
+
+    def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings
+
+    @property
+    def _client(self) -> Any:
+        return cast(Any, self.bridge).storage
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        """Count one request; see `QuotaStorage`."""
+        buckets = [bucket for bucket in buckets if bucket.windows]
+        return _decision(buckets, await self._run(self._command(buckets, cost))) if buckets else None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        flushes = list(self._flushes)
+        for flush in flushes:
+            flush.cancel()
+        await asyncio.gather(*flushes, return_exceptions=True)
+        await self._client.aclose()
+
+    def _command(self, buckets: Sequence[Bucket], cost: int) -> Command:
+        now = "" if self._clock is None else self._clock() // 1_000_000
+        return [_key(bucket) for bucket in buckets], [now, cost, *[_pack(bucket.windows) for bucket in buckets]]
+
+    async def _run(self, command: Command) -> Reply:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, reply))
+        if not self._starting and len(self._flushes) < self.CONNECTIONS:
+            # Sending is a task of its own: whoever gives up waiting leaves the others of the batch alone. It starts at the
+            # loop's next turn, so that what comes in the same turn travels along.
+            self._starting = True
+            flush = asyncio.create_task(self._flush())
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushed)
+        return await reply
+
+    def _flushed(self, flush: asyncio.Task[None]) -> None:
+        self._flushes.discard(flush)
+        if flush.cancelled():
+            # Before its first step, possibly.
+            self._starting = False
+
+    async def _flush(self) -> None:
+        """Send what waits, batch by batch, until nothing waits."""
+        self._starting = False
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self.BATCH], self._waiting[self.BATCH :]
+            batch = [(command, reply) for command, reply in batch if not reply.done()]
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answers = await self._send([command for command, _ in batch])
+            except BaseException as error:
+                for _, reply in batch:
+                    if not reply.done():
+                        reply.set_exception(ConnectionError("closed") if _is_cancelled(error) else error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            for (_, reply), answer in zip(batch, answers, strict=True):
+                if reply.done():
+                    continue
+                if isinstance(answer, Exception):
+                    reply.set_exception(answer)
+                else:
+                    reply.set_result(answer)
+
+    async def _send(self, commands: list[Command]) -> list[Reply | Exception]:
+        if not commands:
+            return []
+        replies = await self._pipeline([_CONSUME.cached(command) for command in commands])
+        lost = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if lost:
+            # A server that is new, was restarted or had its scripts flushed. A command that was refused so counted nothing.
+            again = await self._pipeline([_CONSUME.whole(commands[i]) for i in lost])
+            for i, reply in zip(lost, again, strict=True):
+                replies[i] = reply
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            # The connection leads to what was the primary before a failover: ask again where that is.
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return replies
+
+    async def _pipeline(self, commands: list[tuple[object, ...]]) -> list[Reply | Exception]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return cast(list[Reply | Exception], await pipeline.execute(raise_on_error=False))
+
+
+class RedisSentinelQuotaStorage(RedisQuotaStorage, RedisSentinelStorage):
+    """
+    Counters in the primary that Sentinels name, otherwise as `RedisQuotaStorage`.
+
+    Args:
+        uri: `redis+sentinel://host:port,host:port/service`, or `valkey+sentinel://`.
+    """
+
+    STORAGE_SCHEME = ["aisbreaker+redis+sentinel", "aisbreaker+valkey+sentinel"]  # noqa: RUF012
+
+    def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "sentinel_kwargs": settings}
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await super().aclose()
+        bridge = cast(Any, self.bridge)
+        for client in (bridge.storage_replica, *bridge.sentinel.sentinels):
+            await client.aclose()
+
+
+class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
+    """
+    Counters in a Cluster: one round trip per slot, so two for the windows of a token and of the server.
+
+    The slots are asked one after the other. When a later one refuses or fails, what the earlier ones counted is given back;
+    until then, about a millisecond, others may be refused for it.
+
+    Args:
+        uri: `redis+cluster://host:port,host:port`, or `valkey+cluster://`.
+    """
+
+    STORAGE_SCHEME = ["aisbreaker+redis+cluster", "aisbreaker+valkey+cluster"]  # noqa: RUF012
+
+    REQUESTS = 64
+    """Requests on their way at once, and connections per node at most."""
+
+    def __init__(self, uri: str, wrap_exceptions: bool = False, **options: Any) -> None:
+        super().__init__(uri, wrap_exceptions, **options)
+        self._room = asyncio.Semaphore(self.REQUESTS)
+        self._repairs: set[asyncio.Task[None]] = set()
+
+    def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "max_connections": self.REQUESTS}
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        """Count one request; see `QuotaStorage`."""
+        slots: dict[str, list[Bucket]] = {}
+        for bucket in buckets:
+            if bucket.windows:
+                slots.setdefault(bucket.slot, []).append(bucket)
+        counted: list[tuple[list[Bucket], Reply]] = []
+        nearest: Decision | None = None
+        async with self._room:
+            try:
+                for group in slots.values():
+                    reply = await self._evaluate(_CONSUME, self._command(group, cost))
+                    decision = _decision(group, reply)
+                    if not decision.admitted:
+                        await self._give_back(counted, cost)
+                        return decision
+                    counted.append((group, reply))
+                    if nearest is None or (decision.remaining, -decision.window) < (nearest.remaining, -nearest.window):
+                        nearest = decision
+            except BaseException:
+                # The caller waits no longer, so this goes on without it, as long as a request may take.
+                repair = asyncio.create_task(self._give_back(counted, cost))
+                self._repairs.add(repair)
+                repair.add_done_callback(self._repairs.discard)
+                raise
+        return nearest
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await asyncio.gather(*self._repairs, return_exceptions=True)
+        await super().aclose()
+
+    async def _give_back(self, counted: list[tuple[list[Bucket], Reply]], cost: int) -> None:
+        for group, reply in counted:
+            # What can't be given back stays counted: too few requests pass then, never too many.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(self._timeout):
+                    await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [reply[4], cost]))
+
+    async def _evaluate(self, script: _Script, command: Command) -> Reply:
+        try:
+            return cast(Reply, await self._client.execute_command(*script.cached(command)))
+        except NoScriptError:
+            return cast(Reply, await self._client.execute_command(*script.whole(command)))
+        except ReadOnlyError:
+            # The node was a primary before a failover: learn the slots anew at the next request.
+            await self._client.aclose()
+            raise
+
+
+def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:
+    admitted, number, remaining, milliseconds, _ = reply
+    for bucket in buckets:
+        if number <= len(bucket.windows):
+            amount, length = bucket.windows[number - 1]
+            return Decision(bool(admitted), bucket.policy, amount, length // 1000, remaining, milliseconds / 1000)
+        number -= len(bucket.windows)
+    raise ResponseError("the script named a window that does not exist")
+
+
+def _as_redis(uri: str) -> str:
+    """Spell a URI so that limits takes redis-py for Valkey too: it speaks to both."""
+    scheme, colon, rest = uri.removeprefix("aisbreaker+").removeprefix("async+").partition(":")
+    return scheme.replace("valkeys", "rediss").replace("valkey", "redis") + colon + rest
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    return isinstance(error, asyncio.CancelledError)

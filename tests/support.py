@@ -1,0 +1,253 @@
+"""A server of ours in a thread, an upstream that records raw bytes, and the little that tests need to talk to them."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+
+from aisbreaker_mw import AIsBreakerMiddleware, Settings, create_app, generate_key
+from aisbreaker_mw.protocol import HTTPProtocol
+
+KEY = generate_key()
+WAIT = 10.0
+"""Seconds that a test waits at most for something that should happen at once."""
+
+
+def wait_until(happened: Callable[[], object], what: str = "it", seconds: float = WAIT) -> None:
+    """Poll until `happened` is true."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not happen within {seconds} s")
+        time.sleep(0.002)
+
+
+@dataclass
+class Recorded:
+    """One request as the upstream got it."""
+
+    head: bytes
+    body: bytes = b""
+    connection: int = 0
+    closed: threading.Event = field(default_factory=threading.Event)
+    """Set when the peer has closed the connection."""
+
+    @property
+    def raw(self) -> bytes:
+        return self.head + self.body
+
+    @property
+    def request_line(self) -> bytes:
+        return self.head.partition(b"\r\n")[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.request_line.split(b" ")[1]
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        lines = self.head.split(b"\r\n")[1:]
+        return [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines if line)]
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key == name]
+
+
+def ok(body: bytes = b'{"ok":true}', *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    """A whole answer with a length."""
+    lines = [b"HTTP/1.1 " + status, b"Content-Type: application/json", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+Script = Callable[["Recorded", socket.socket], object]
+
+
+class RecordingUpstream:
+    """
+    An HTTP/1.1 server on loopback that records every byte, in threads.
+
+    Args:
+        script: answers one request on its socket; its return value, if bytes, is sent. Raising `Hangup` closes.
+    """
+
+    class Hangup(Exception):
+        """Close the connection now."""
+
+    def __init__(self, script: Script | bytes | None = None) -> None:
+        self.script = script if script is not None else ok()
+        self.requests: list[Recorded] = []
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "RecordingUpstream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def last(self) -> Recorded:
+        return self.requests[-1]
+
+    @property
+    def everything(self) -> bytes:
+        return b"".join(request.raw for request in self.requests)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.add(connection)
+            threading.Thread(target=self._serve, args=(connection, self.connections), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        try:
+            with connection, connection.makefile("rb") as stream:
+                while (request := self._read(stream, number)) is not None:
+                    script = self.script
+                    answer = script(request, connection) if callable(script) else script
+                    if isinstance(answer, bytes):
+                        connection.sendall(answer)
+        except (OSError, self.Hangup, ValueError):
+            pass
+        finally:
+            self._open.discard(connection)
+            for recorded in self.requests:
+                if recorded.connection == number:
+                    recorded.closed.set()
+
+    def _read(self, stream: Any, number: int) -> Recorded | None:
+        lines = []
+        while (line := stream.readline()) not in (b"\r\n", b""):
+            lines.append(line)
+        if not lines:
+            return None
+        request = Recorded(b"".join(lines) + line, connection=number)
+        self.requests.append(request)
+        if request.all(b"transfer-encoding") == [b"chunked"]:
+            while size := int(stream.readline().split(b";")[0], 16):  # ValueError where the body breaks off
+                request.body += stream.read(size)
+                stream.readline()
+            stream.readline()
+        elif length := request.all(b"content-length"):
+            request.body = stream.read(int(length[0]))
+            if len(request.body) < int(length[0]):
+                raise ValueError("the body broke off")
+        return request
+
+
+@contextlib.contextmanager
+def serve(app: Any, **config: Any) -> Iterator[str]:
+    """Run an ASGI app on uvicorn, as `aisbreaker serve` does, in a thread; gives its base URL."""
+    options = {"http": HTTPProtocol, "log_config": None, "access_log": False, "proxy_headers": False, "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(app, **{**options, "date_header": False, "timeout_graceful_shutdown": 1, **config}))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    loop_holder: list[asyncio.AbstractEventLoop] = []
+
+    def run() -> None:
+        async def main() -> None:
+            loop_holder.append(asyncio.get_running_loop())
+            await server.serve(sockets=[listener])
+
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
+        asyncio.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive(), "the server's start")
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def settings(**values: Any) -> Settings:
+    """Settings with a key, and none of the limits that get in a test's way."""
+    minting = {"requests_per_minute": 100_000, **values.pop("minting", {})}
+    return Settings(**{"key": KEY, "minting": minting, **values})
+
+
+def towards(upstream: RecordingUpstream, *names: str) -> dict[str, dict[str, str]]:
+    """The `services` setting that points services at an upstream."""
+    return {name: {"base_url": upstream.url} for name in names or ("openai",)}
+
+
+@contextlib.contextmanager
+def proxy(recording: RecordingUpstream | None = None, /, *names: str, **values: Any) -> Iterator[str]:
+    """Run the standalone proxy, its services pointed at an upstream; gives its base URL."""
+    if recording is not None:
+        values["services"] = {**towards(recording, *names), **values.get("services", {})}
+    with serve(create_app(settings(**values))) as base:
+        yield base
+
+
+def mint(base: str, *secrets: tuple[str, str], quotas: dict[str, Any] | None = None, **fields: Any) -> str:
+    """Have a token made."""
+    wanted: dict[str, Any] = {"serviceSecrets": [{"serviceId": name, "authSecret": secret} for name, secret in secrets]}
+    if quotas is not None:
+        wanted["requestQuotas"] = quotas
+    response = httpx.post(f"{base}/api/v1/oauth/token", json={"requestAuthAndQuotas": wanted, **fields})
+    assert response.status_code == 200, response.text
+    return str(response.json()["access_token"])
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def raw_exchange(base: str, data: bytes, *, seconds: float = WAIT) -> bytes:
+    """Send bytes to a server, and return everything it sends until it closes the connection."""
+    with connect(base, seconds=seconds) as connection:
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+def connect(base: str, *, seconds: float = WAIT) -> socket.socket:
+    """Open a connection to a server's base URL."""
+    url = httpx.URL(base)
+    connection = socket.create_connection((url.host, url.port), timeout=seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+__all__ = [
+    "KEY",
+    "AIsBreakerMiddleware",
+    "Recorded",
+    "RecordingUpstream",
+    "bearer",
+    "connect",
+    "mint",
+    "ok",
+    "proxy",
+    "raw_exchange",
+    "serve",
+    "settings",
+    "towards",
+    "wait_until",
+]

@@ -1,0 +1,215 @@
+"""The memory storage: all or nothing, cheap, and bounded."""
+
+import sys
+
+import pytest
+from limits import RateLimitItemPerMinute
+from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.storage import storage_from_string
+
+from aisbreaker_mw.quotas import Bucket, QuotaLimiter
+from aisbreaker_mw.quotas.memory import MemoryQuotaStorage
+
+from .quota_model import Clock, bucket, limits
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def storage(clock: Clock) -> MemoryQuotaStorage:
+    return MemoryQuotaStorage(clock=clock)
+
+
+def admitted(storage: MemoryQuotaStorage, *buckets: Bucket, times: int = 1) -> int:
+    """How many of so many requests pass."""
+    decisions = [storage.consume_now(buckets) for _ in range(times)]
+    return sum(decision is not None and decision.admitted for decision in decisions)
+
+
+def test_a_fresh_key_passes_exactly_its_limit_in_its_first_minute(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    clock.pass_seconds(31.7)
+    token = bucket("token", minute=100)
+    passed = 0
+    for _ in range(1_000):
+        passed += admitted(storage, token)
+        clock.pass_seconds(0.05)
+    assert passed == 100
+
+
+def test_no_windows_no_decision(storage: MemoryQuotaStorage) -> None:
+    assert storage.consume_now(()) is None
+    assert storage.consume_now((bucket("token"),)) is None
+
+
+def test_a_full_hour_leaves_the_other_windows_where_they_were(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    client = bucket("token:c", minute=100, hour=5, day=1000)
+    token = bucket("token", minute=100, hour=100, day=1000)
+    assert admitted(storage, token, client, times=50) == 5
+    assert admitted(storage, client, token, times=50) == 0
+    # At the hour's end its five still weigh five; a millisecond later less, which counts as four.
+    assert storage.consume_now((client,)) == (False, "token-client", 5, 3600, 0, 3600.001)
+    probe = storage.consume_now((token,))
+    assert probe is not None
+    assert (probe.limit, probe.remaining) == (100, 94)
+
+
+def test_the_refusals_of_one_client_cost_another_nothing(storage: MemoryQuotaStorage) -> None:
+    token = bucket("token", minute=100)
+    a, b = bucket("token:a", minute=10), bucket("token:b", minute=90)
+    assert admitted(storage, a, token, times=1_000) == 10
+    assert admitted(storage, b, token, times=1_000) == 90
+
+
+def test_the_nearest_window_is_told(storage: MemoryQuotaStorage) -> None:
+    decision = storage.consume_now((bucket("token", minute=10, hour=8, day=20), bucket("token:c", minute=8, hour=9)), 2)
+    assert decision == (True, "token", 8, 3600, 6, 3600.0)
+
+
+def test_a_request_that_can_never_pass_is_refused_by_the_window_that_never_admits_it(storage: MemoryQuotaStorage) -> None:
+    token = bucket("token", minute=3, hour=100)
+    assert storage.consume_now((token,), 90) == (False, "token", 3, 60, 3, 60.0)
+    assert len(storage) == 0
+
+
+def test_a_refused_flood_makes_no_records(storage: MemoryQuotaStorage) -> None:
+    token = bucket("token", minute=1)
+    for i in range(1_000):
+        storage.consume_now((bucket(f"token:{i}", minute=5), token))
+    assert len(storage) == 2
+
+
+def test_records_whose_windows_ran_out_are_dropped_little_by_little(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    for i in range(1_000):
+        storage.consume_now((bucket(f"token:{i}", minute=5, hour=5),))
+    size = len(storage._data)
+    clock.pass_seconds(7_199)
+    for _ in range(1_200):
+        storage.consume_now((bucket("token", minute=10_000),))
+    assert len(storage) == 1_001
+    clock.pass_seconds(1)
+    for _ in range(1_200):
+        storage.consume_now((bucket("token", minute=10_000),))
+    assert len(storage) == 1
+    for i in range(900):
+        storage.consume_now((bucket(f"token:again{i}", minute=5, hour=5),))
+    assert len(storage._data) <= size + 5, "the room of dropped records is used again"
+
+
+def test_a_dropped_record_leaves_nothing_to_the_next_key(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    assert admitted(storage, bucket("token:a", minute=5, hour=5, day=5), times=9) == 5
+    clock.pass_seconds(2 * 86_400)
+    for _ in range(3):
+        storage.consume_now((bucket("token", minute=10),))
+    assert admitted(storage, bucket("token:b", minute=5, hour=5, day=5), times=9) == 5
+
+
+def test_no_live_record_is_ever_dropped(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    clients = [bucket(f"token:{i}", minute=2, day=3) for i in range(50)]
+    for _ in range(100):
+        for client in clients:
+            storage.consume_now((client,))
+        clock.pass_seconds(800)
+    # 80,000 seconds: within the first day of every client.
+    assert sum(admitted(storage, client, times=5) for client in clients) == 0
+
+
+def test_steady_growth_keeps_what_ran_out_small(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    """One new client every 10 ms for an hour of two-minute records: 12,000 are alive at a time."""
+    for i in range(60_000):
+        storage.consume_now((bucket(f"token:{i}", minute=5),))
+        clock.pass_seconds(0.01)
+    assert len(storage) < 24_000
+
+
+class TestFlood:
+    @pytest.fixture
+    def storage(self, clock: Clock) -> MemoryQuotaStorage:
+        return MemoryQuotaStorage(max_clients=100, clock=clock)
+
+    def test_new_clients_of_a_token_share_one_window(self, storage: MemoryQuotaStorage) -> None:
+        known = [bucket(f"token:{i}", minute=3) for i in range(100)]
+        assert sum(admitted(storage, client) for client in known) == 100
+        flood = [bucket(f"token:new{i}", minute=3) for i in range(10_000)]
+        assert sum(admitted(storage, client) for client in flood) == 3
+        assert len(storage) == 101
+        assert sum(admitted(storage, client, times=9) for client in known) == 200, "nobody lost a request"
+
+    def test_another_token_is_not_touched(self, storage: MemoryQuotaStorage) -> None:
+        for i in range(1_000):
+            storage.consume_now((bucket(f"flooded:{i}", minute=3), bucket("flooded", minute=1_000)))
+        assert admitted(storage, bucket("quiet:c", minute=3), bucket("quiet", minute=2), times=9) == 2
+        assert admitted(storage, bucket("other:c", minute=3), bucket("other", minute=9), times=9) == 3
+
+    def test_a_flood_of_tokens_is_bounded_too(self, storage: MemoryQuotaStorage) -> None:
+        passed = sum(admitted(storage, bucket(f"token{i}", minute=3), bucket(f"token{i}:c", minute=2)) for i in range(9_000))
+        assert len(storage) < 120
+        assert 50 <= passed < 70
+
+    def test_new_clients_count_separately_again_when_the_flood_is_over(
+        self, storage: MemoryQuotaStorage, clock: Clock
+    ) -> None:
+        for i in range(1_000):
+            storage.consume_now((bucket(f"token:{i}", minute=3),))
+        clock.pass_seconds(120)
+        for _ in range(200):
+            storage.consume_now((bucket("token", minute=1_000),))
+        later = [bucket(f"token:later{i}", minute=3) for i in range(90)]
+        assert sum(admitted(storage, client, times=9) for client in later) == 270
+
+
+def test_a_client_costs_less_than_a_kilobyte(storage: MemoryQuotaStorage) -> None:
+    """Its key included, as long as keys get."""
+    count = 2_000
+    for i in range(count):
+        storage.consume_now((bucket(f"{'k' * 190}:{i}", minute=5, hour=50, day=500),))
+    tables = (storage._records, storage._ring_keys, storage._ring_records, storage._data)
+    size = sum(sys.getsizeof(table) for table in tables)
+    size += sum(sys.getsizeof(key) + sys.getsizeof(record) for key, record in storage._records.items())
+    assert size / count < 1_000
+
+
+async def test_a_limiter_counts_in_memory_by_default() -> None:
+    limiter = QuotaLimiter()
+    token = bucket("token", minute=2)
+    passed = [await limiter.consume([token]) for _ in range(3)]
+    assert [decision is not None and decision.admitted for decision in passed] == [True, True, False]
+    assert limiter.health == "ok"
+    await limiter.aclose()
+
+
+class TestStrategiesOfLimits:
+    """The storage is one of limits' own, under a scheme of ours."""
+
+    async def test_sliding_window_counter(self, clock: Clock) -> None:
+        storage = storage_from_string("aisbreaker+memory://", clock=clock)  # type: ignore[arg-type]
+        strategy = SlidingWindowCounterRateLimiter(storage)
+        item = RateLimitItemPerMinute(10)
+        assert [await strategy.hit(item, "a") for _ in range(12)] == [True] * 10 + [False] * 2
+        assert not await strategy.test(item, "a")
+        assert await strategy.test(item, "b")
+        clock.pass_seconds(90)
+        assert (await strategy.get_window_stats(item, "a")).remaining == 5
+        assert await strategy.hit(item, "a", cost=5)
+        assert not await strategy.hit(item, "a")
+        await strategy.clear(item, "a")
+        assert await strategy.hit(item, "a", cost=10)
+        clock.pass_seconds(180)
+        assert (await strategy.get_window_stats(item, "a")).remaining == 10
+
+    async def test_fixed_window(self, clock: Clock) -> None:
+        storage = MemoryQuotaStorage(clock=clock)
+        strategy = FixedWindowRateLimiter(storage)
+        item = RateLimitItemPerMinute(2)
+        assert [await strategy.hit(item, "a") for _ in range(3)] == [True, True, False]
+        clock.pass_seconds(60)
+        assert await strategy.test(item, "a")
+        assert await strategy.hit(item, "a")
+        assert await storage.reset() == 1
+        assert await storage.check()
+        assert await storage.get(item.key_for("a")) == 0
+
+    def test_limits_knows_the_key(self) -> None:
+        assert bucket("a", minute=5).with_key("b") == Bucket("b", "a", "token", limits(5))
