@@ -16,8 +16,8 @@ from .exceptions import AIsBreakerError, ConfigurationError
 from .headers import host_name
 from .keys import generate_key
 from .minting import parse_token_request
-from .server import serve as run_server
 from .settings import CONFIG_VARIABLE, Settings, load_settings
+from .standalone import serve as run_server
 from .tokens import TokenSealer, TokenTooLong
 
 _MASK = "**********"
@@ -51,7 +51,9 @@ def main() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for streams in flight at the end.")
+@click.option(
+    "--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for streams in flight at the end."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Overrides the configured one.")
 def serve(config: Path | None, host: str, port: int, workers: int, grace: float, log_format: str | None) -> None:
     """Run the standalone proxy."""

@@ -1,5 +1,6 @@
 """Log lines: one per request, as text or JSON, with nothing in them that is secret."""
 
+import json
 import logging
 import sys
 import time
@@ -40,23 +41,23 @@ def _escaped(value: Any) -> str:
     text = str(value)
     if text and text.isascii() and text.isprintable() and " " not in text and '"' not in text:
         return text
-    return orjson.dumps(text).decode("utf-8").replace("\x7f", "\\u007f").replace("\u2028", "\\u2028")
+    return json.dumps(text).replace("\x7f", "\\u007f")
 
 
 class TextFormatter(logging.Formatter):
-    """`time level logger message`, on one line whatever the message holds."""
+    """`time level logger message`, on one line whatever the message and a traceback hold."""
 
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.translate(_CONTROLS)
-        return super().formatMessage(record)
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).translate(_CONTROLS)
 
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+# Control characters, and what else ends a line (Unicode Standard, 5.8).
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 class JSONFormatter(logging.Formatter):
@@ -74,7 +75,11 @@ class JSONFormatter(logging.Formatter):
             fields["message"] = record.getMessage()
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields, default=str).decode("utf-8")
+        try:
+            line = orjson.dumps(fields, default=str).decode("utf-8")
+        except TypeError:  # a lone surrogate: bytes that were no UTF-8 (PEP 383)
+            line = json.dumps(fields, default=str)
+        return line.translate(_CONTROLS)
 
 
 def _refuse_details(record: logging.LogRecord) -> bool:
@@ -104,7 +109,7 @@ def log_config(level: str, form: str) -> dict[str, Any]:
         "formatters": {"line": {"()": formatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": sys.stderr}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
-        "loggers": {"aisbreaker_mw": {"level": level}, "uvicorn.error": {"level": "INFO"}},
+        "loggers": {"aisbreaker_mw": {"level": level}, "uvicorn.error": {"level": "WARNING"}},
     }
 
 

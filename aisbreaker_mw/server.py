@@ -6,6 +6,7 @@ What is not finished after `grace` seconds is cut so that the client sees it. Th
 cuts at once.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -184,31 +185,32 @@ def _say_listening(url: str) -> None:
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
-    """Return a bound socket for each of the host's addresses, all on one port."""
+    """Return a bound socket for each of the host's addresses that this machine has, all on one port."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     sockets: list[socket.socket] = []
-    try:
+    missing: OSError | None = None
+    with contextlib.ExitStack() as undo:
         for family, address in addresses:
-            one = socket.socket(family, socket.SOCK_STREAM)
+            one = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and len(addresses) > 1:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
-                if os.name == "posix":
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6 and len(addresses) > 1:
-                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 one.bind((address[0], port, *address[2:]))
             except OSError as error:
-                one.close()
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or (family, address) == addresses[-1]:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
+                one.close()
+                missing = error
                 continue
             one.set_inheritable(True)
             sockets.append(one)
             port = port or one.getsockname()[1]
-    except OSError:
-        for each in sockets:
-            each.close()
-        raise
+        if missing is not None and not sockets:
+            raise missing
+        undo.pop_all()
     return sockets
 
 

@@ -134,7 +134,9 @@ def hang_up(request: Any, connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [hang_up, b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"], ids=["closes", "garbage", "length"]
+    "script",
+    [hang_up, b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"],
+    ids=["closes", "garbage", "length"],
 )
 def test_upstream_errors(script: Any) -> None:
     response = upstream_answer(script)
@@ -235,9 +237,7 @@ def test_method_not_allowed(base: str, method: str, path: str, allowed: str) -> 
 
 
 @pytest.mark.parametrize("path", ["/v1/../files", "/v1/%2e%2E/files", "/v1/a%5cb", "/v1/..;/files", "/v1/%00", "//evil/x"])
-def test_paths_that_an_upstream_could_take_for_another(
-    base: str, token: str, upstream: RecordingUpstream, path: str
-) -> None:
+def test_paths_that_an_upstream_could_take_for_another(base: str, token: str, upstream: RecordingUpstream, path: str) -> None:
     from .support import raw_exchange
 
     before = len(upstream.requests)

@@ -35,7 +35,9 @@ async def show(request: Request) -> JSONResponse:
 
 
 def sample() -> Starlette:
-    return Starlette(routes=[Route("/api/v1/foo", show, methods=["GET", "POST"]), Route("/page", show), Route("/api/v1/x", show)])
+    return Starlette(
+        routes=[Route("/api/v1/foo", show, methods=["GET", "POST"]), Route("/page", show), Route("/api/v1/x", show)]
+    )
 
 
 def test_wrapped_around_an_app() -> None:
@@ -222,7 +224,9 @@ def mint_with(client: TestClient) -> str:
     return str(client.post("/api/v1/oauth/token", json=wanted).json()["access_token"])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")  # sockets of dead loops
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)  # sockets of dead loops
 def test_a_fresh_event_loop_for_every_request() -> None:
     """A test client without a context runs each request in a loop of its own; connections don't outlive theirs."""
     with RecordingUpstream() as upstream:
