@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
-from urllib.parse import unquote_plus
+from urllib.parse import quote_plus, unquote_plus
 
 from .claims import ServiceSecret
 from .exceptions import InvalidRequest, ServiceNotAllowed
 from .headers import RawHeaders
-from .services import RouteMatch, covers_vendor, matches, needs_engine
+from .service_ids import covers_vendor, matches, needs_engine
+from .services import CredentialStyle, RouteMatch
 from .tokens import PREFIX
 
 _PREFIX = PREFIX.encode("ascii")
@@ -102,11 +103,24 @@ def query_keys(query: bytes) -> list[str]:
     return [_decoded(pair[2]) for pair in _pairs(query) if _decoded(pair[0]) == "key"]
 
 
-def without_query_keys(query: bytes) -> bytes:
-    """Return a raw query string without its `key` parameters, the rest byte for byte."""
-    if b"key" not in query and b"%" not in query:
-        return query
-    return b"&".join(b"".join(pair) for pair in _pairs(query) if _decoded(pair[0]) != "key")
+def replace_query_keys(query: bytes, style: CredentialStyle, credential: str) -> bytes:
+    """
+    Return a raw query string without its `key` parameters, and with the credential where the service wants it there.
+
+    Args:
+        query: as received; what stays, stays byte for byte.
+        style: the service's.
+        credential: empty: none is sent.
+    """
+    wanted = style.query
+    if wanted is None:
+        if b"key" not in query and b"%" not in query:
+            return query
+        return b"&".join(b"".join(pair) for pair in _pairs(query) if _decoded(pair[0]) != "key")
+    kept = [b"".join(pair) for pair in _pairs(query) if query and _decoded(pair[0]) not in ("key", wanted)]
+    if credential:
+        kept.append(f"{quote_plus(wanted)}={quote_plus(credential)}".encode("ascii"))
+    return b"&".join(kept)
 
 
 def _pairs(query: bytes) -> list[tuple[bytes, bytes, bytes]]:

@@ -6,6 +6,7 @@ the upstream would run must be what was checked here. All of this happens only t
 """
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable
@@ -25,7 +26,9 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 """Bytes of a body that is searched for its engine, before and after decompression, where the caller says nothing."""
 _MAX_DEPTH = 256
 _MAX_FIELDS = 1000
-_CHUNK = 1 << 20
+
+_SILENT = logging.Logger("multipart")  # the parser's own logger quotes the body
+_SILENT.disabled = True
 
 _ENGINE = re.compile(r"[!-~]*")
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, 5.6.2
@@ -185,18 +188,20 @@ def _from_json(body: bytes, field: str) -> str:
     return _only(value, field)
 
 
-def _only(members: Iterable[tuple[str, Any]], field: str) -> str:
+def _alike(name: str, field: str) -> bool:
     """
-    Return the one member that is the engine.
+    Tell whether some upstream could take `name` for the field: some fold case (Go's encoding/json) or trim (PHP), and some
+    take alternatives that nobody checked from the plural (OpenRouter's `models`).
+    """
+    return name.strip().casefold() in (field, field + "s", field + "[]")
 
-    Its name in another case is refused, since some upstreams fold case (Go's encoding/json does); so is its plural, with
-    which some (OpenRouter's `models`) take alternatives that nobody checked.
-    """
+
+def _only(members: Iterable[tuple[str, Any]], field: str) -> str:
+    """Return the one member that is the engine; one that is only like it is refused."""
     engine: object = None
     seen = False
     for name, value in members:
-        folded = name.casefold()
-        if folded not in (field, field + "s", field + "[]"):
+        if not _alike(name, field):
             continue
         if name != field:
             raise InvalidRequest("The request names its model in a way that can't be checked.", param=field)
@@ -271,6 +276,7 @@ class _Form:
                 "on_end": self._end,
             },
         )
+        parser.logger = _SILENT
         parser.write(body)
         parser.finalize()
 
@@ -300,7 +306,7 @@ class _Form:
         if disposition != "form-data" or not name or strange or "\\" in name or "%" in name:
             raise InvalidRequest("The form has a part that can't be read.")
         self._part = name
-        if name.casefold() not in (self._field, self._field + "s", self._field + "[]"):
+        if not _alike(name, self._field):
             return
         media_type, of_type = _parse_header(headers.get(b"content-type", "text/plain"))
         if (
@@ -327,7 +333,8 @@ class _Form:
 
 def _parse_header(value: str) -> tuple[str, dict[str, str]]:
     """
-    Split a header such as Content-Type into its value and parameters, both names in lower case.
+    Split a header such as Content-Type into its value and parameters, both names in lower case. What is quoted keeps its
+    backslashes: a name that needs them is refused.
 
     Raises:
         InvalidRequest: it is not that, or has a parameter twice.
@@ -341,7 +348,7 @@ def _parse_header(value: str) -> tuple[str, dict[str, str]]:
             raise InvalidRequest("A Content-Type or Content-Disposition header is malformed.")
         if found[1]:
             text = found[2]
-            parameters[found[1].lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text
+            parameters[found[1].lower()] = text[1:-1] if text[0] == '"' else text
         at = found.end()
     return main.strip(" \t").lower(), parameters
 

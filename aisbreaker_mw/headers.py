@@ -36,6 +36,10 @@ CLIENT_ADDRESS = frozenset(
 """Who the client is and how it came here: nothing that an AI service needs to know."""
 
 
+METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+"""Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
+
+
 def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return every value of a header, in order."""
     return [value for key, value in headers if key == name]

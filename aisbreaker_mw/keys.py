@@ -53,7 +53,9 @@ def stretch_keyphrase(phrase: str, *, name: str) -> bytes:
     """
     if len(phrase) < MIN_KEYPHRASE_CHARACTERS:
         raise ConfigurationError(f"{name}: takes at least {MIN_KEYPHRASE_CHARACTERS} characters")
-    return pwhash.argon2id.kdf(KEY_BYTES, phrase.encode(), ARGON2_SALT, ARGON2_PASSES, ARGON2_MEMORY)
+    # Bytes that are no UTF-8 come out of the environment as surrogates (PEP 383), and go back here.
+    data = phrase.encode("utf-8", "surrogateescape")
+    return pwhash.argon2id.kdf(KEY_BYTES, data, ARGON2_SALT, ARGON2_PASSES, ARGON2_MEMORY)
 
 
 def key_id(key: bytes) -> str:

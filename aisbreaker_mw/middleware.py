@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote, unquote
 
 import httpx
@@ -12,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import credentials, endpoints
+from .catalog import ServiceCatalog
 from .clients import ClientIdentifier
 from .dummy import DummyService
 from .engines import read_engine, read_query_engine
@@ -28,13 +28,13 @@ from .exceptions import (
     ResponseInterrupted,
 )
 from .exchange import Exchange
-from .headers import CLIENT_ADDRESS, HOP_BY_HOP, RawHeaders, forwardable, get, get_all, host_name
+from .headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, RawHeaders, forwardable, get, get_all, host_name
 from .logs import describe_crash, hush_libraries
 from .proxy import ClientDisconnected, RequestBody, Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
 from .quotas.buckets import BucketPlan
-from .responses import RATE_LIMIT_HEADERS, Answer, rate_limit_headers
-from .services import RouteMatch, Service, ServiceCatalog
+from .responses import Answer, rate_limit_headers
+from .services import RouteMatch, Service
 from .settings import Settings, load_settings
 from .tokens import TokenSealer
 
@@ -42,7 +42,7 @@ _logger = logging.getLogger("aisbreaker_mw")
 
 # Besides what never travels: who we are is not who the upstream is; a cookie belongs to the origin that the browser called,
 # which may be the wrapped app's own; and the server below us has met an expectation already (RFC 9110, 10.1.1).
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"cookie", b"expect"}
+_NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | {b"host", b"cookie", b"expect"}
 _EXPOSED = (
     "*",
     "request-id",
@@ -120,6 +120,7 @@ class AIsBreakerMiddleware:
         upstream = settings.upstream
         self._upstream = upstream
         self._not_forwarded = _NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS
+        self._not_forwarded_with_token = self._not_forwarded | credentials.CARRIERS
         self._given_transport = transport
         self._proxy: UpstreamProxy | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,15 +151,14 @@ class AIsBreakerMiddleware:
                 await self._serve_service(scope, receive, send)
         elif kind == "http" and _is_endpoint(path):
             exchange = Exchange(scope, send)
-            async with _answering(exchange):
-                await exchange.answer(await self._serve_endpoint(path, scope, receive, exchange))
+            await _conclude(exchange, self._serve_endpoint(path, scope, receive, exchange))
         elif self.app is None:
             if kind == "websocket":
                 await self._refuse_websocket(scope, receive, send, NotFound())
             else:
                 exchange = Exchange(scope, send)
-                async with _answering(exchange):
-                    raise NotFound
+                await exchange.refuse(NotFound())
+                exchange.log()
         else:
             await self._serve_app(path, scope, receive, send)
 
@@ -173,8 +173,7 @@ class AIsBreakerMiddleware:
         service = self._service_at(path)
         assert service is not None  # noqa: S101 - that is why this way was taken
         exchange = Exchange(scope, send, service.errors)
-        async with _answering(exchange):
-            await self._relay(scope, receive, exchange, service, path[1 + len(service.name) :])
+        await _conclude(exchange, self._relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
 
     async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
         headers, query = scope["headers"], scope.get("query_string", b"")
@@ -199,9 +198,10 @@ class AIsBreakerMiddleware:
 
             secret, exchange.service_id = await credentials.choose(claims.secrets, route, engine)
             await self._consume(self._plan.for_request(client, claims), exchange)
-            dropped |= credentials.CARRIERS
-            query = credentials.without_query_keys(query)
-            injected = route.credential.headers_for(credentials.reveal(secret, token))
+            revealed = credentials.reveal(secret, token)
+            query = credentials.replace_query_keys(query, route.credential, revealed)
+            injected = route.credential.headers_for(revealed)
+            dropped = self._not_forwarded_with_token.union([name for name, _ in route.credential.headers])
         elif not credential.foreign:
             raise MissingCredential
         elif not self._forwards_foreign:
@@ -226,7 +226,7 @@ class AIsBreakerMiddleware:
                 target + b"?" + query if query else target,
                 outgoing,
                 relay_unauthorized=token is None,
-                replaced=RATE_LIMIT_HEADERS if exchange.headers else frozenset(),
+                counted=bool(exchange.headers),
             ),
             body,
             receive,
@@ -255,6 +255,8 @@ class AIsBreakerMiddleware:
             return read_query_engine(source, query)
         if body.exhausted:
             return ""
+        if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
+            raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
         limit = self._upstream.max_engine_scan_bytes
         data = await body.collect(limit, lambda: PayloadTooLarge(_SCAN_TOO_LARGE))
         return read_engine(
@@ -267,27 +269,29 @@ class AIsBreakerMiddleware:
 
     # Way 1: an endpoint of ours
 
-    async def _serve_endpoint(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> Answer:
+    async def _serve_endpoint(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         exchange.client = client = self._clients.identify(scope)
         host = self._host(scope["headers"])
         method = scope["method"]
+        answer: Answer
         match path:
             case endpoints.TOKEN_PATH:
                 endpoints.require_method(method, "POST")
                 await self._consume(self._plan.for_minting(client), exchange)
                 body = RequestBody(receive, endpoints.MAX_TOKEN_REQUEST_BYTES)
-                return await self._token_endpoint(scope["headers"], body, host)
+                answer = await self._token_endpoint(scope["headers"], body, host)
             case b"/api/v1/ping":
                 endpoints.require_method(method, "GET", "HEAD")
-                return endpoints.ping()
+                answer = endpoints.ping()
             case b"/api/v1/version":
                 endpoints.require_method(method, "GET", "HEAD")
-                return endpoints.show_version()
+                answer = endpoints.show_version()
             case b"/api/v1/health":
                 endpoints.require_method(method, "GET", "HEAD")
-                return endpoints.health(self._limiter.health)
+                answer = endpoints.health(self._limiter.health)
             case _:
                 raise NotFound
+        await exchange.answer(answer)
 
     # Ways 2 and 3: the wrapped app
 
@@ -411,11 +415,10 @@ class AIsBreakerMiddleware:
         await Exchange(scope, denial).refuse(error)
 
 
-@asynccontextmanager
-async def _answering(exchange: Exchange) -> AsyncIterator[None]:
-    """Turn what goes wrong in the block into the answer, and log the exchange."""
+async def _conclude(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Await what answers a request, turn what goes wrong into the answer, and log the exchange."""
     try:
-        yield
+        await work
     except RequestError as error:
         if exchange.status is not None:
             exchange.error = error.code

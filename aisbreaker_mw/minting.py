@@ -4,20 +4,21 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from .claims import MAX_LIMIT, RequestQuotas, ServiceSecret, TokenClaims
 from .durations import parse_span
 from .engines import strict_json
 from .exceptions import InvalidRequest
-from .services import validate_pattern
+from .service_ids import validate_pattern
 from .tokens import new_jti
 
 MAX_SECRETS = 64
 MAX_DEPTH = 16
 _CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
-_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
+# As a person writes one: the longest that is known has 22 characters, and keys have digits, dashes or more characters.
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z_]{0,29}", re.ASCII)
 
 
 def _pattern(text: str) -> str:
@@ -30,6 +31,12 @@ def _credential(secret: SecretStr) -> SecretStr:
     if text and not _CREDENTIAL.fullmatch(text):
         raise ValueError("must be printable ASCII without spaces at either end")
     return secret
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("must be a string")
+    return value
 
 
 class _Model(BaseModel):
@@ -50,9 +57,10 @@ class TokenRequest(_Model):
     """The body of `POST /api/v1/oauth/token`."""
 
     request_auth_and_quotas: AuthAndQuotas
-    expiration_time_span: str | None = None
-    client_id: str | None = None
-    client_secret: SecretStr | None = None
+    # Absent or a string: null is neither.
+    expiration_time_span: Annotated[str | None, BeforeValidator(_not_null)] = None
+    client_id: Annotated[str | None, BeforeValidator(_not_null)] = None
+    client_secret: Annotated[SecretStr | None, BeforeValidator(_not_null)] = None
 
     def claims(self, *, now: int, default_lifetime: int, max_lifetime: int) -> TokenClaims:
         """
@@ -60,13 +68,13 @@ class TokenRequest(_Model):
 
         Args:
             now: seconds since the epoch.
-            default_lifetime: seconds, where the request names none.
+            default_lifetime: seconds, where the request names none, and `max_lifetime` is not less.
             max_lifetime: seconds.
 
         Raises:
             InvalidRequest: naming `expirationTimeSpan`.
         """
-        lifetime = default_lifetime
+        lifetime = min(default_lifetime, max_lifetime)
         if self.expiration_time_span is not None:
             try:
                 lifetime = parse_span(self.expiration_time_span)
@@ -94,7 +102,7 @@ def parse_token_request(body: bytes) -> TokenRequest:
     try:
         fields = strict_json(body, max_depth=MAX_DEPTH)
     except ValueError as error:
-        raise InvalidRequest(f"The request body is no valid JSON: {error}.") from None
+        raise InvalidRequest(f"The request body {error}.") from None
     try:
         # By alias only: the contract's names are in camel case, and no field has two names.
         return TokenRequest.model_validate(fields, strict=True, by_alias=True, by_name=False)

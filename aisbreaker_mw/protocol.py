@@ -216,7 +216,8 @@ def _refuse_line(data: bytes) -> NoReturn:
 
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER_LINE = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+# RFC 9110, 6.5.1: fields that frame a message are no trailers.
+_TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_LINE_BYTES = 1024
 
 
@@ -495,6 +496,7 @@ class HTTPProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         # What arrived and is not read yet: an incomplete head, or requests after the one in flight.
         self._pending = b""
+        self._scanned = 0  # where the search for the head's end goes on
         self._head_begun = True  # its time runs from the connection's opening
         # The body that is arriving: its decoder if it is chunked, else how much of it is to come.
         self._in_body = False
@@ -550,16 +552,15 @@ class HTTPProtocol(HttpToolsProtocol):
     # What arrives.
 
     def _receive_head(self, data: bytes) -> None:
-        scanned = 0
         if self._pending:
-            scanned = max(len(self._pending) - 3, 0)
             data = self._pending + data
             self._pending = b""
-        end = data.find(_END_OF_HEAD, scanned) + 4
+        end = data.find(_END_OF_HEAD, self._scanned) + 4
         if end < 4:
             self._pending = data
-            self._await_head(scanned)
+            self._await_head()
             return
+        self._scanned = 0
         if end > self.limits.head_bytes:
             self._refuse(HeadTooLarge())
             return
@@ -592,13 +593,16 @@ class HTTPProtocol(HttpToolsProtocol):
         if rest and not self._closing:
             self._hold(rest)
 
-    def _await_head(self, scanned: int) -> None:
+    def _await_head(self) -> None:
         """Judge an incomplete head as far as can be, and give it time for the rest."""
         if len(self._pending) > self.limits.head_bytes:
             self._refuse(HeadTooLarge())
-        elif _NO_HEAD.search(self._pending, scanned):
+            return
+        if _NO_HEAD.search(self._pending, self._scanned):
             self._refuse(InvalidRequest("The request's head is malformed."))
-        elif not self._head_begun:
+            return
+        self._scanned = max(len(self._pending) - 3, 0)
+        if not self._head_begun:
             self._head_begun = True
             self._set_deadline(self.loop.time() + self.limits.head_timeout)
 

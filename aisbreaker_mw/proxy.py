@@ -21,10 +21,23 @@ from .exceptions import (
 )
 from .exchange import Exchange
 from .headers import HOP_BY_HOP, forwardable
+from .responses import RATE_LIMIT_HEADERS
 
 DISCONNECT_CHECK = 0.25
 """Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
 and so no task."""
+
+
+# Another origin's CORS policy is not ours.
+_DROPS = HOP_BY_HOP | {
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
+}
+_COUNTED_DROPS = _DROPS | RATE_LIMIT_HEADERS
 
 
 class ClientDisconnected(Exception):
@@ -53,7 +66,7 @@ class UpstreamRequest:
         headers: all of them, Host first, credential included; framed by `content-length` or by `transfer-encoding: chunked`
             where there is a body.
         relay_unauthorized: whether the service's 401 reaches the client, because the credential is the client's own.
-        replaced: names of headers in the answer that give way to ours.
+        counted: whether the answer tells our rate limit, and so not the service's own in headers of the same name.
     """
 
     method: str
@@ -61,7 +74,7 @@ class UpstreamRequest:
     target: bytes
     headers: RawHeaders
     relay_unauthorized: bool = False
-    replaced: frozenset[bytes] = frozenset()
+    counted: bool = False
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -281,19 +294,19 @@ class UpstreamProxy:
     async def _answer(
         status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
     ) -> None:
-        headers: RawHeaders = []
-        remaining: int | None = None
+        headers = forwardable(
+            [(name.lower(), value) for name, value in received], _COUNTED_DROPS if upstream.counted else _DROPS
+        )
         bodiless = upstream.method == "HEAD" or status in (204, 304)
-        for name, value in forwardable([(name.lower(), value) for name, value in received], HOP_BY_HOP):
+        remaining: int | None = None
+        for name, value in headers:
             if name == b"content-length":
-                if status in (204, 304):
-                    continue  # RFC 9110, 8.6: none in a 204, and the length that a 304 tells is of no body that is sent
                 if not value.isdigit():
                     raise httpx.RemoteProtocolError("malformed Content-Length")
                 remaining = int(value)
-            elif name in upstream.replaced or name.startswith(b"access-control-"):
-                continue  # another origin's CORS policy is not ours
-            headers.append((name, value))
+        if status in (204, 304):
+            # RFC 9110, 8.6: none in a 204, and the length that a 304 tells is of no body that is sent
+            headers = [header for header in headers if header[0] != b"content-length"]
         send = exchange.send
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if bodiless:

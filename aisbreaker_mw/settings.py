@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from .durations import parse_span, parse_timeout
 from .exceptions import ConfigurationError
 from .headers import host_name
 from .keys import Keyring, parse_key, stretch_keyphrase
-from .services import validate_pattern
+from .service_ids import validate_pattern
 
 ENV_PREFIX = "AISBREAKER_"
 CONFIG_VARIABLE = "AISBREAKER_CONFIG"
@@ -28,17 +29,23 @@ CONFIG_VARIABLE = "AISBREAKER_CONFIG"
 # Names that begin like settings and are none: the token as the contract's client examples export it, and what container
 # platforms set by themselves for a service that is called "aisbreaker".
 _NO_SETTING = re.compile(r"AISBREAKER_(API_KEY|CONFIG|SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_.*|NAME|ENV_.*)")
-_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.ASCII)
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.ASCII)
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#]+", re.ASCII)
 _PATH = re.compile(r"/[\x21-\x7e]*", re.ASCII)
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # which pydantic takes for 1
+        raise ValueError("takes a number")
+    return value
+
+
 def _span(value: Any) -> Any:
-    return parse_span(value) if isinstance(value, str) else value
+    return parse_span(value) if isinstance(value, str) else _number(value)
 
 
 def _timeout(value: Any) -> Any:
-    return parse_timeout(value) if isinstance(value, str) else value
+    return parse_timeout(value) if isinstance(value, str) else _number(value)
 
 
 def _matching(pattern: re.Pattern[str], requirement: str) -> AfterValidator:
@@ -50,8 +57,21 @@ def _matching(pattern: re.Pattern[str], requirement: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _host_name(value: Any) -> Any:
-    return host_name(value.encode()) if isinstance(value, str) and value.isascii() and "]:" not in value else value
+def _host_name(text: str) -> str:
+    plain = text.strip().lower().removesuffix(".")
+    name = host_name(plain.encode("utf-8", "replace"))
+    # Nothing but brackets may have been taken off: what looks like a port can be the rest of a URL.
+    if plain not in (name, f"[{name}]") or not (_is_ipv6(name) if ":" in name else _HOST_NAME.fullmatch(name)):
+        raise ValueError("takes host names without scheme and port")
+    return name
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _upper(value: Any) -> Any:
@@ -70,7 +90,8 @@ def _pattern(text: str) -> str:
 
 Span = Annotated[int, BeforeValidator(_span), Field(gt=0)]
 Timeout = Annotated[float, BeforeValidator(_timeout), Field(gt=0, allow_inf_nan=False)]
-HostName = Annotated[str, BeforeValidator(_host_name), _matching(_HOST_NAME, "takes host names without scheme and port")]
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 Origin = Annotated[str, _matching(_ORIGIN, "takes origins like https://app.example.com, or *")]
 AppPath = Annotated[str, _matching(_PATH, "takes paths that begin with /")]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -97,7 +118,7 @@ class QuotaSettings(_Section):
     """A storage URI of the limits library; secret, because it may hold a password."""
     on_storage_error: Literal["deny", "local", "allow"] = "deny"
     storage_timeout: Timeout = 0.25
-    max_clients: Annotated[int, Field(gt=0)] = 1_000_000
+    max_clients: Count = 1_000_000
     server: RequestQuotas = RequestQuotas()
 
 
@@ -110,9 +131,9 @@ class UpstreamSettings(_Section):
     header_timeout: Timeout = 600.0
     idle_timeout: Timeout = 300.0
     pool_timeout: Timeout = 5.0
-    max_connections: Annotated[int, Field(gt=0)] = 1000
-    max_body_bytes: Annotated[int, Field(gt=0)] = 1 << 30
-    max_engine_scan_bytes: Annotated[int, Field(gt=0)] = 32 << 20
+    max_connections: Count = 1000
+    max_body_bytes: Count = 1 << 30
+    max_engine_scan_bytes: Count = 32 << 20
     forward_client_address: bool = False
     """Whether X-Forwarded-For and its like, as the client sent them, travel on."""
 
@@ -233,7 +254,10 @@ class _TomlFile(PydanticBaseSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings], path: str | None) -> None:
         super().__init__(settings_cls)
-        self._values = _read_toml(Path(path)) if path else {}
+        values = _read_toml(Path(path)) if path else {}
+        # The sources are laid over each other by name, so a setting may have one only: its variable's, where that is another.
+        aliases = {name: field.validation_alias for name, field in settings_cls.model_fields.items()}
+        self._values = {aliases.get(name) or name: value for name, value in values.items()}
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False
@@ -258,9 +282,13 @@ def _refuse_unknown_variables(environment: Mapping[str, str], fields: Mapping[st
     for name in environment:
         if not name.startswith(ENV_PREFIX) or _NO_SETTING.fullmatch(name):
             continue
-        field = name[len(ENV_PREFIX) :].lower().partition("__")[0]
-        if field not in fields or fields[field].validation_alias:
+        field, nested, _ = name[len(ENV_PREFIX) :].lower().partition("__")
+        if field not in fields or fields[field].validation_alias or (nested and not _has_keys(fields[field].default)):
             raise ConfigurationError(f"{name}: is no known setting")
+
+
+def _has_keys(default: Any) -> bool:
+    return isinstance(default, BaseModel | dict)
 
 
 def _reveal(secret: SecretStr | None) -> str:
@@ -270,6 +298,7 @@ def _reveal(secret: SecretStr | None) -> str:
 def _one_line(errors: ValidationError) -> str:
     error = errors.errors(include_url=False, include_input=False)[0]
     path = ".".join(str(step) for step in error["loc"] if step != "[key]")
+    path = path if path.isprintable() else ascii(path)
     match error["type"]:
         case "extra_forbidden":
             requirement = "is no known setting"

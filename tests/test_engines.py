@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import logging
 import re
 import time
+import traceback
 import zlib
 from typing import Any
 
@@ -136,7 +138,7 @@ def test_anything_else_is_refused_and_never_crashes(body: bytes, content_type: s
 
 @pytest.mark.parametrize(
     "body",
-    [b"[" * 300 + b'"' + b'\\"' * 500_000, b'{"' + b"[" * 1_000_000, b"[]" * 500_000 + b'"', b'"\\' * 500_000],
+    [b"[]" * 300 + b'"' + b'\\"' * 100_000, b'{"' + b"[" * 1_000_000, b"[]" * 500_000 + b'"', b'"\\' * 500_000],
     ids=["escaped quotes", "open string", "wide", "backslashes"],
 )
 def test_hostile_json_takes_linear_time(body: bytes) -> None:
@@ -218,6 +220,7 @@ def test_the_engine_of_an_urlencoded_form(body: bytes, engine: str) -> None:
         b"model=a&models=b",
         b"model=a&model[]=b",
         b"model=a&mod%65l=b",
+        b"model=a&+model=b",
         b"a=b;model=c",
         b"model=a+b",
         b"model=%FF",
@@ -272,6 +275,7 @@ def test_the_engine_of_a_multipart_form(body: str, engine: str) -> None:
         part("model", "a") + part("Model", "b") + END,
         part("model", "a") + part("models", "b") + END,
         part("model", "a") + part("model[]", "b") + END,
+        part("model", "a") + part(" model", "b") + END,
         part("model", "a b") + END,
         part("model", "m" * 300) + END,
         part("model", "a\r\n") + END,
@@ -381,7 +385,8 @@ def test_the_limit_counts_what_comes_out(encode: Any) -> None:
             read(encode(fits.ljust(size)), encoding=encoding, limit=1000)
 
 
-def test_no_refusal_repeats_the_body() -> None:
+def test_no_refusal_and_no_log_repeats_the_body(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     for body, content_type in [
         (b'{"%b":1,"%b":2}', JSON),
         (b'{"model":"%b\n"}', JSON),
@@ -392,8 +397,8 @@ def test_no_refusal_repeats_the_body() -> None:
     ]:
         with pytest.raises(InvalidRequest) as refusal:
             read(body.replace(b"%b", SENTINEL.encode()) + b"}", content_type)
-        chain = [refusal.value, refusal.value.__cause__, refusal.value.__suppress_context__ or refusal.value.__context__]
-        assert SENTINEL not in repr(chain)
+        assert SENTINEL not in "".join(traceback.format_exception(refusal.value))
+    assert caplog.records == []
 
 
 # Strict JSON

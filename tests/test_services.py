@@ -1,6 +1,8 @@
 """serviceIds and their patterns, routes and paths, the built-in catalogue, and what the configuration may change."""
 
 import re
+import tomllib
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -8,16 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aisbreaker_mw import catalog
+from aisbreaker_mw.catalog import ServiceCatalog
 from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest
-from aisbreaker_mw.services import (
-    LONGEST_PATTERN,
-    Service,
-    ServiceCatalog,
-    covers_vendor,
-    matches,
-    needs_engine,
-    validate_pattern,
-)
+from aisbreaker_mw.service_ids import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
+from aisbreaker_mw.services import Service
 
 CATALOG = ServiceCatalog.load()
 
@@ -674,3 +671,41 @@ def test_services_that_are_like_each_other_are_refused() -> None:
 def test_no_path_takes_more_than_a_moment() -> None:
     path = b"/v1/models" + b"/a%2Fb" * 2000 + b"/%25"  # backtracking would need longer than the universe has
     assert service().route("GET", path).task == "other"
+
+
+# The documentation
+
+PROVIDERS = (Path(__file__).parents[1] / "docs" / "providers.md").read_text("utf-8")
+
+
+def test_the_documentation_lists_every_service_with_its_vendor_and_tasks() -> None:
+    tables = tomllib.loads((Path(catalog.__file__).parent / "catalog.toml").read_text("utf-8"))
+    rows = {
+        found[1]: (found[2], set(re.findall(r"`([^`]+)`", found[3])))
+        for found in re.finditer(r"^\| `([^`]+)` \| `([^`]+)` \| .* \| (.*) \|$", PROVIDERS, re.MULTILINE)
+    }
+    assert rows == {
+        name: (table["vendor"], {line.split()[0] for line in table.get("routes", {"": "aisbreaker"}).values()})
+        for name, table in tables.items()
+    }
+
+
+def test_the_documentations_examples_work() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", PROVIDERS, re.DOTALL)
+    tables = [tomllib.loads(example)["services"] for example in examples]
+    loaded = ServiceCatalog.load({name: table for each in tables for name, table in each.items()})
+    vllm, acme = loaded.get("my-vllm"), loaded.get("acme")
+    assert vllm is not None
+    assert acme is not None
+    assert vllm.route("POST", b"/chat/completions").service_id == "chat:llm.internal"
+    assert acme.upstream_target(b"/speech/voice-1") == b"/gateway/v2/speech/voice-1"
+    assert acme.route("POST", b"/speech/voice-1").engine == "voice-1"
+    assert acme.credential.headers_for("s") == [(b"x-acme-key", b"Key s")]
+    assert acme.default_headers == ((b"x-acme-version", b"2025-01-01"),)
+
+
+def test_the_documentation_names_every_key() -> None:
+    with pytest.raises(ConfigurationError, match="is not a setting; it takes") as refusal:
+        ServiceCatalog.load({"openai": {"nothing": 1}})
+    known = str(refusal.value).partition("it takes ")[2].split(", ")
+    assert set(known) <= set(re.findall(r"^\| `([a-z_]+)` \|", PROVIDERS, re.MULTILINE))

@@ -72,7 +72,7 @@ class EmbeddedValkey:
         directory = Path(tempfile.mkdtemp(prefix="aisbreaker-"))
         if len(str(directory)) > LONGEST_SOCKET_PATH - len("/valkey.sock"):
             directory.rmdir()
-            directory = Path(tempfile.mkdtemp(prefix="aisbreaker-", dir="/tmp"))  # noqa: S108 - as private as any other
+            directory = Path(tempfile.mkdtemp(prefix="aisbreaker-", dir="/tmp"))
         path = directory / "valkey.sock"
         command: list[str | os.PathLike[str]] = [server, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
         command += ["--dir", directory, "--save", "", "--appendonly", "no", "--databases", "1", "--loglevel", "warning"]
@@ -87,14 +87,14 @@ class EmbeddedValkey:
         )
         try:
             self._wait_until_ready(path)
+            self._watcher.stdin.write(b"\n")  # type: ignore[union-attr] # it is a pipe
+            self._watcher.stdin.flush()  # type: ignore[union-attr]
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return f"redis+unix://{path}"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Stop the server and remove its directory."""
         watcher, self._watcher = self._watcher, None
         if watcher is None or watcher.stdin is None:

@@ -1,11 +1,10 @@
 """
-Run a command until standard input ends, then remove a directory: `python embedded_watcher.py DIRECTORY COMMAND...`
+Keep a command running until standard input ends, then remove a directory: `embedded_watcher.py DIRECTORY COMMAND...`
 
-Standard input is a pipe that the parent never writes to. However the parent ends, the system closes its end of it. That works
-on every Unix, and without a shell.
+Standard input is a pipe. However the parent ends, the system closes its end of it; that works on every Unix, and without a
+shell. Until the parent has written that the command is ready, the command may end: then it can't be run at all.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -14,8 +13,8 @@ import sys
 import threading
 from types import FrameType
 
-SHORTEST_LIFE = 1.0
-"""Seconds: a command that ends sooner than this after its first start can't be run at all."""
+PAUSE = 0.1
+"""Seconds between the end of the command and its next start."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -24,32 +23,30 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def main(directory: str, command: list[str]) -> int:
     """Run the command, again and again if need be. Returns the exit status."""
+    ready = threading.Event()
     parent_gone = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
 
-    def wait_for_parent() -> None:
+    def listen() -> None:
         # Not through sys.stdin, whose lock would be held when the interpreter ends.
-        while os.read(0, 1024):
-            pass
+        while os.read(0, 1):
+            ready.set()
         parent_gone.set()
         for child in children:
             child.kill()
 
     signal.signal(signal.SIGTERM, _terminate)
-    threading.Thread(target=wait_for_parent, daemon=True).start()
-    first = True
+    threading.Thread(target=listen, daemon=True).start()
     try:
         while not parent_gone.is_set():
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - given by our own parent
             children[:] = [child]
-            if first:
-                first = False
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return child.wait(SHORTEST_LIFE)
             if parent_gone.is_set():
                 break
-            child.wait()
-            parent_gone.wait(0.1)
+            status = child.wait()
+            if not ready.is_set():
+                return status
+            parent_gone.wait(PAUSE)
         return 0
     finally:
         for child in children:

@@ -46,17 +46,24 @@ class StrategyQuotaStorage:
         counted: list[tuple[Bucket, RateLimitItem]] = []
         for bucket, item in windows:
             if not await self._strategy.hit(item, bucket.key, cost=cost):
-                # Another request came in between.
+                # Another request came in between, or the storage rounds otherwise.
                 for earlier, earlier_item in counted:
                     await self._give_back(earlier_item, earlier.key, cost)
                 refusal = await self._look(bucket, item, cost)
-                return refusal._replace(admitted=False)
+                if refusal.admitted:
+                    refusal = refusal._replace(admitted=False, remaining=0, reset_after=0.001)
+                return refusal
             counted.append((bucket, item))
         return min(decisions, key=lambda decision: (decision.remaining, -decision.window))
 
     async def aclose(self) -> None:
         """Close the connections, where the client library has a way to."""
+        # Neither limits nor the clients have one way to close: MongoDB's client has its own, Memcached's pool another.
+        memcached = cast(Any, getattr(self._storage, "bridge", None))
         client = getattr(self._storage, "storage", None)
+        if memcached is not None:
+            client = getattr(memcached._storage, "connection_pool", None)
+            memcached._storage = None
         close = getattr(client, "close", None)
         if callable(close):
             closing = close()

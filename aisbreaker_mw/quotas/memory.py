@@ -11,11 +11,13 @@ from limits.aio.storage import SlidingWindowCounterSupport, Storage
 from .model import MAX_AMOUNT, MAX_WINDOWS, Bucket, Buckets, Decision
 from .sliding import wait
 
-# A record is a run of integers: when it may be dropped, how many windows it has, then per window its end (0: nothing was
-# counted yet), the previous count and the current count. Times are milliseconds of the monotonic clock. All records lie in
-# one array: the garbage collector has nothing to visit, and a client costs some 250 bytes, most of it for its key.
+# A record is a run of integers: when it may be dropped, how many windows it has and its policy's number (the upper bits), then
+# per window its end (0: nothing was counted yet), the previous count and the current count. Times are milliseconds of the
+# monotonic clock. All records lie in one array: the garbage collector has nothing to visit, and a client costs some 250
+# bytes, most of it for its key.
 _HEAD = 2
 _WINDOW = 3
+_POLICY_SHIFT = 8
 
 _BLANK = 0
 """The record that stands for every key without one: the first, always zero."""
@@ -31,15 +33,15 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     A consume costs the same however many clients there are. Nothing runs in the background: every consume looks at a few
     records and drops those whose windows have all run out.
 
-    Beyond `max_clients` keys a new key is counted in an overflow record, shared by the new keys of the same slot and policy
-    (the new clients of one token, or of the server), so a flood of addresses costs no memory, and nobody who is known
+    Where a policy has `max_clients` keys, a new key is counted in an overflow record, shared by the new keys of the same
+    slot (the new clients of one token, or of the server), so a flood of addresses costs no memory, and nobody who is known
     already loses a request to it. Beyond an eighth more, where a flood of tokens opens too many of those, new keys share one
     record per policy.
 
     Args:
         uri: not used; the storages of limits are made from one.
         wrap_exceptions: as for every storage of limits.
-        max_clients: keys with a record of their own.
+        max_clients: keys with a record of their own, per policy.
         clock: nanoseconds that never go back.
     """
 
@@ -66,6 +68,10 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         self._data = array("q", bytes(8 * (_HEAD + _WINDOW * MAX_WINDOWS)))
         self._free: dict[int, list[int]] = {}
         """Dropped records for reuse, by their number of windows."""
+        self._policies: dict[str, int] = {}
+        """Numbers of the policies."""
+        self._sizes: list[int] = []
+        """Records per policy."""
         # The keys and their records once more, in the order of inspection, and where it goes on.
         self._ring_keys: list[str] = []
         self._ring_records = array("q")
@@ -88,13 +94,12 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         data = self._data
         find = self._records.get
         found = []
-        size = len(self._records)
         least = MAX_AMOUNT + 1
         nearest: tuple[str, int, int, int] | None = None
         for bucket in buckets:
             record = find(bucket.key)
             if record is None:
-                record = self._find_overflow(bucket, size)
+                record = self._find_overflow(bucket)
             found.append(record)
             i = record + 2
             for amount, length in bucket.windows:
@@ -127,7 +132,7 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         for bucket, record in zip(buckets, found, strict=True):
             if not record:
                 created += 1
-                record = self._create(self._overflow_key(bucket, size) or bucket.key, len(bucket.windows))
+                record = self._create(self._overflow_key(bucket) or bucket.key, bucket.policy, len(bucket.windows))
             i = record + 4
             for _, length in bucket.windows:
                 current = data[i]
@@ -151,7 +156,7 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         decision = None
         for bucket in buckets:
             record = self._records.get(bucket.key)
-            i = _HEAD + (self._find_overflow(bucket, len(self._records)) if record is None else record)
+            i = _HEAD + (self._find_overflow(bucket) if record is None else record)
             for amount, length in bucket.windows:
                 end, previous, current = data[i : i + _WINDOW]
                 i += _WINDOW
@@ -171,8 +176,10 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
             raise RuntimeError("no window refuses the request")
         return decision
 
-    def _overflow_key(self, bucket: Bucket, size: int) -> str | None:
-        """Name the record that counts a new key when there are `size` records; None: one of its own."""
+    def _overflow_key(self, bucket: Bucket) -> str | None:
+        """Name the record that counts a new key, None where it gets one of its own."""
+        policy = self._policies.get(bucket.policy)
+        size = 0 if policy is None else self._sizes[policy]
         if size < self._max_clients:
             return None
         lengths = ",".join([str(length) for _, length in bucket.windows])
@@ -181,19 +188,25 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
             return key
         return f"overflow/{bucket.policy}/{lengths}"
 
-    def _find_overflow(self, bucket: Bucket, size: int) -> int:
+    def _find_overflow(self, bucket: Bucket) -> int:
         """Find the record that counts a key without one of its own, blank where it is still to be made."""
-        key = self._overflow_key(bucket, size)
+        key = self._overflow_key(bucket)
         return _BLANK if key is None else self._records.get(key, _BLANK)
 
-    def _create(self, key: str, size: int) -> int:
+    def _create(self, key: str, policy: str, size: int) -> int:
+        if record := self._records.get(key):
+            return record
+        number = self._policies.setdefault(policy, len(self._policies))
+        if number == len(self._sizes):
+            self._sizes.append(0)
+        self._sizes[number] += 1
         free = self._free.get(size)
         if free:
             record = free.pop()
         else:
             record = len(self._data)
             self._data.frombytes(bytes(8 * (_HEAD + _WINDOW * size)))
-        self._data[record + 1] = size
+        self._data[record + 1] = number << _POLICY_SHIFT | size
         self._records[key] = record
         self._ring_keys.append(key)
         self._ring_records.append(record)
@@ -223,7 +236,8 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         self._hand = hand
 
     def _drop(self, record: int) -> None:
-        size = self._data[record + 1]
+        number, size = divmod(self._data[record + 1], 1 << _POLICY_SHIFT)
+        self._sizes[number] -= 1
         for i in range(record, record + _HEAD + _WINDOW * size):
             self._data[i] = 0
         self._free.setdefault(size, []).append(record)
@@ -259,7 +273,7 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count `amount` in the fixed window that the first count began, `expiry` seconds long."""
         now = self._clock() // 1_000_000
-        record = self._records.get(key) or self._create(key, 1)
+        record = self._create(key, "limits", 1)
         if self._data[record] <= now:
             self._data[record] = self._data[record + _HEAD] = now + expiry * 1000
             self._data[record + _HEAD + 2] = 0
@@ -290,7 +304,8 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     async def clear(self, key: str) -> None:
         """Forget the count of a key."""
         if record := self._records.get(key):
-            for i in range(record + _HEAD, record + _HEAD + _WINDOW * self._data[record + 1]):
+            # One window, of which nothing is left: the record goes with the next inspections.
+            for i in range(record + _HEAD, record + _HEAD + _WINDOW):
                 self._data[i] = 0
             self._data[record] = 0
 

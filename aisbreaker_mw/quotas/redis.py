@@ -237,7 +237,9 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         self._repairs: set[asyncio.Task[None]] = set()
 
     def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "max_connections": self.REQUESTS}
+        # A slot that moved is learnt from the answer that says so. To learn all of them anew would close the connections on
+        # which other requests are being answered.
+        return {"reinitialize_steps": 0, **settings, "max_connections": self.REQUESTS}
 
     async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
         """Count one request; see `QuotaStorage`."""
@@ -269,7 +271,11 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
     async def aclose(self) -> None:
         """Close the connections."""
         await asyncio.gather(*self._repairs, return_exceptions=True)
+        # redis-py closes the nodes that it knows by name, which are others than those of the slots once it has learnt the
+        # slots anew.
+        nodes = {id(node): node for nodes in self._client.nodes_manager.slots_cache.values() for node in nodes}
         await super().aclose()
+        await asyncio.gather(*[node.disconnect() for node in nodes.values()], return_exceptions=True)
 
     async def _give_back(self, counted: list[tuple[list[Bucket], Reply]], cost: int) -> None:
         for group, reply in counted:
@@ -279,6 +285,8 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
                     await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [reply[4], cost]))
 
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
+        # Without it the first requests would go to any node: redis-py can't find the slot of a key before.
+        await self._client.initialize()
         try:
             return cast(Reply, await self._client.execute_command(*script.cached(command)))
         except NoScriptError:
