@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -107,7 +106,7 @@ def log_config(level: str, form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": sys.stderr}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {"aisbreaker_mw": {"level": level}, "uvicorn.error": {"level": "WARNING"}},
     }
