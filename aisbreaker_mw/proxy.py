@@ -22,6 +22,7 @@ from .exceptions import (
 from .exchange import Exchange
 from .headers import HOP_BY_HOP, forwardable
 from .responses import RATE_LIMIT_HEADERS
+from .transport import HTTPTransport
 
 DISCONNECT_CHECK = 0.25
 """Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
@@ -332,8 +333,6 @@ def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.Asy
         http2: offer HTTP/2 to the service; `httpx` only.
     """
     if kind == "native":
-        from .transport import HTTPTransport
-
         return HTTPTransport(max_connections=max_connections)
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30)
     return httpx.AsyncHTTPTransport(http2=http2, limits=limits, trust_env=False)

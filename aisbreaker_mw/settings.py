@@ -125,7 +125,7 @@ class QuotaSettings(_Section):
 class UpstreamSettings(_Section):
     """Limits of the connections to AI services. Times in seconds."""
 
-    transport: Literal["native", "httpx"] = "httpx"
+    transport: Literal["native", "httpx"] = "native"
     http2: bool = False
     connect_timeout: Timeout = 5.0
     header_timeout: Timeout = 600.0

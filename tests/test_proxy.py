@@ -29,7 +29,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-@pytest.fixture(params=["httpx"])
+@pytest.fixture(params=["native", "httpx"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
