@@ -92,6 +92,9 @@ def _hop_address(hop: bytes) -> str | None:
 
 def _network(name: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(name, strict=False)
+        network = ip_network(name, strict=False)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        # As in `_parse`, or it would match nobody.
+        return ip_network((int(mapped), network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
     except ValueError:
         raise ValueError("takes networks like 10.0.0.0/8, addresses, or unix") from None

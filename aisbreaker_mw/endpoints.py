@@ -87,7 +87,8 @@ class TokenEndpoint:
             return
         expected = self._secret.get_secret_value() if self._secret else ""
         given = request.client_secret.get_secret_value() if request.client_secret else ""
-        if not expected or not hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass")):
+        pair = [text.encode("utf-8", "surrogatepass") for text in (expected, given)]
+        if not expected or not hmac.compare_digest(*pair):
             raise InvalidClient
 
 

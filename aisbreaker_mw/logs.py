@@ -40,7 +40,7 @@ def _escaped(value: Any) -> str:
     text = str(value)
     if text and text.isascii() and text.isprintable() and " " not in text and '"' not in text:
         return text
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text)
 
 
 class TextFormatter(logging.Formatter):
@@ -88,9 +88,7 @@ def _refuse_details(record: logging.LogRecord) -> bool:
 def hush_libraries() -> None:
     """Keep the libraries below us from logging headers, URLs and query strings, at whatever level they are set to."""
     for name in _TALKATIVE:
-        logger = logging.getLogger(name)
-        if _refuse_details not in logger.filters:
-            logger.addFilter(_refuse_details)
+        logging.getLogger(name).addFilter(_refuse_details)
 
 
 def log_config(level: str, form: str) -> dict[str, Any]:

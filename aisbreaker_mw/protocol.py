@@ -193,6 +193,8 @@ class RequestHead:
                     raise InvalidRequest("The Transfer-Encoding header is not supported.")
                 self.body_length = None
             elif name == b"connection":
+                if value == b"keep-alive":
+                    continue  # what nearly every client says, and HTTP/1.1 anyway
                 options += [option.strip(b" \t") for option in value.lower().split(b",")]
             elif name == b"expect":
                 # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
@@ -215,7 +217,8 @@ def _refuse_line(data: bytes) -> NoReturn:
     raise InvalidRequest("The request line is malformed.")
 
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+# Without the "bad whitespace" before an extension: parsers differ on it, and nobody sends it.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 # RFC 9110, 6.5.1: fields that frame a message are no trailers.
 _TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_LINE_BYTES = 1024
@@ -316,16 +319,21 @@ def _refuse_chunks() -> NoReturn:
 
 
 _FIELD_NAME = re.compile(_TOKEN)
-_FRAMING = frozenset({b"connection", b"content-length", b"date", b"server", b"transfer-encoding"})
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @lru_cache(maxsize=1024)
-def _field_name(name: bytes) -> bytes:
-    """Return a response's field name in lower case, as uvicorn sends them."""
+def _prefix(name: bytes) -> bytes:
+    """Return a field's line up to its value, the name in lower case as uvicorn sends it."""
     if not _FIELD_NAME.fullmatch(name):
         raise RuntimeError("Invalid HTTP header name.")
-    return name.lower()
+    return name.lower() + b": "
+
+
+_CONNECTION = _prefix(b"connection")
+_CONTENT_LENGTH = _prefix(b"content-length")
+_TRANSFER_ENCODING = _prefix(b"transfer-encoding")
+_SPECIAL = frozenset({_CONNECTION, _CONTENT_LENGTH, _TRANSFER_ENCODING, _prefix(b"date"), _prefix(b"server")})
 
 
 class ResponseCycle(RequestResponseCycle):
@@ -392,27 +400,30 @@ class ResponseCycle(RequestResponseCycle):
         is chunked, or ends with the connection. `connection` and `transfer-encoding` speak of this connection only: of
         the app's, nothing but `close` counts.
         """
-        lines = [STATUS_LINE[status]]
-        length: int | None = None
+        lines: list[bytes] = []
         given: set[bytes] = set()
+        length: int | None = None
         for name, value in headers:
-            name = _field_name(name)
-            if name in _FRAMING:
-                if name == b"connection":
+            prefix = _prefix(name)
+            if prefix in _SPECIAL:
+                if prefix == _CONNECTION:
                     if b"close" in [option.strip() for option in value.lower().split(b",")]:
                         self.keep_alive = False
                     continue
-                if name == b"transfer-encoding" or (name in given and name != b"content-length"):
-                    continue
-                if name == b"content-length":
-                    if name in given or not value.isdigit():
+                if prefix == _CONTENT_LENGTH:
+                    if length is not None or not value.isdigit():
                         raise RuntimeError("Invalid Content-Length.")
                     length = int(value)
-                given.add(name)
-                if name == b"content-length" and status == 204:
-                    continue  # RFC 9110, 8.6: a server "MUST NOT send a Content-Length header field" in a 204
-            lines.append(b"%b: %b\r\n" % (name, value))
-        lines.extend(b"%b: %b\r\n" % (name, value) for name, value in self.default_headers if name not in given)
+                    if status == 204:
+                        continue  # RFC 9110, 8.6: a server "MUST NOT send a Content-Length header field" in a 204
+                elif prefix == _TRANSFER_ENCODING or prefix in given:
+                    continue
+                else:
+                    given.add(prefix)
+            lines.append(prefix + value)
+        for name, value in self.default_headers:
+            if (prefix := _prefix(name)) not in given:
+                lines.append(prefix + value)
 
         if self.waiting_for_100_continue and self.more_body:
             # RFC 9110, 10.1.1: the client may now send its body or not, so what comes next on this connection is unknown.
@@ -426,14 +437,15 @@ class ResponseCycle(RequestResponseCycle):
                 self.close_delimited = True
             else:
                 self.chunked_encoding = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(_TRANSFER_ENCODING + b"chunked")
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines.append(_CONNECTION + b"close")
         lines.append(b"\r\n")
 
-        head = b"".join(lines)
+        head = b"\r\n".join(lines)
         if not head.count(b"\n") == head.count(b"\r") == len(lines) or b"\0" in head:
             raise RuntimeError("Invalid HTTP header value.")
+        head = STATUS_LINE[status] + head
         self.response_started = True
         self.transport.write(head)
         if self.access_log:
@@ -538,7 +550,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close an idle connection; let an answer in flight finish within uvicorn's `timeout_graceful_shutdown`."""
-        if self.cycle is None or self.cycle.response_complete:
+        if self._closing or self.cycle is None or self.cycle.response_complete:
             self._stop()
             self.transport.close()
         else:
@@ -573,6 +585,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._hand_over(head)
             return
         cycle = self._begin(head)
+        self.cycle = cycle
         length = head.body_length
         if length is not None and end + length <= len(data):
             # The whole request is here, as with most of them.
@@ -588,9 +601,12 @@ class HTTPProtocol(HttpToolsProtocol):
             self._window_spent = 0.0
             self._reading_since = None
             rest = self._receive_body(data[end:])
+            if self._closing:
+                return
             if not head.expects_continue:
                 self.resume_body()
-        if rest and not self._closing:
+        self._start(cycle)
+        if rest:
             self._hold(rest)
 
     def _await_head(self) -> None:
@@ -607,7 +623,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def _begin(self, head: RequestHead) -> ResponseCycle:
-        """Let the app start on a request, as soon as what has arrived of its body is taken."""
+        """Make ready for a request's body and answer."""
         self._head_begun = False
         self._deadline = None
         raw_path, _, query = head.target.partition(b"?")
@@ -629,11 +645,7 @@ class HTTPProtocol(HttpToolsProtocol):
             "server": self.server,
             "state": self.app_state.copy(),
         }
-        app = self.app
-        if self.limit_concurrency is not None and self.limit_concurrency <= max(len(self.connections), len(self.tasks)):
-            app = service_unavailable
-            self.logger.warning("Exceeded concurrency limit.")
-        self.cycle = cycle = ResponseCycle(
+        cycle = ResponseCycle(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -647,8 +659,14 @@ class HTTPProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         cycle.protocol = self
-        self._start_asgi_task(cycle, app)
         return cycle
+
+    def _start(self, cycle: ResponseCycle) -> None:
+        app = self.app
+        if self.limit_concurrency is not None and self.limit_concurrency <= max(len(self.connections), len(self.tasks)):
+            app = service_unavailable
+            self.logger.warning("Exceeded concurrency limit.")
+        self._start_asgi_task(cycle, app)
 
     def _receive_body(self, data: bytes) -> bytes:
         """Take the part of the body that arrived, and return what follows the body."""
@@ -742,7 +760,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         cycle.disconnected = True
         cycle.message_event.set()
-        if not cycle.response_started:
+        if not cycle.response_started and not self.transport.is_closing():
             self._answer(error, bodyless=cycle.scope["method"] == "HEAD")
             return
         self._stop()
@@ -763,11 +781,9 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self._in_body:
             self._linger()  # the request has had its answer
         else:
-            request_id = self._answer(error)
-            host = self.client[0] if self.client else None
-            _logger.info(LogFields({"request_id": request_id, "client": host, "status": error.status, "error": error.code}))
+            self._answer(error)
 
-    def _answer(self, error: RequestError, *, bodyless: bool = False) -> str:
+    def _answer(self, error: RequestError, *, bodyless: bool = False) -> None:
         request_id = "req_" + token_hex(12)
         status, headers, body = error_answer(error, "openai", request_id)
         lines = [STATUS_LINE[status]]
@@ -775,7 +791,8 @@ class HTTPProtocol(HttpToolsProtocol):
         lines += [b"connection: close\r\n\r\n", b"" if bodyless else body]
         self.transport.write(b"".join(lines))
         self._linger()
-        return request_id
+        host = self.client[0] if self.client else None
+        _logger.info(LogFields({"request_id": request_id, "client": host, "status": status, "error": error.code}))
 
     def _linger(self) -> None:
         """

@@ -257,7 +257,7 @@ class _TomlFile(PydanticBaseSettingsSource):
         values = _read_toml(Path(path)) if path else {}
         # The sources are laid over each other by name, so a setting may have one only: its variable's, where that is another.
         aliases = {name: field.validation_alias for name, field in settings_cls.model_fields.items()}
-        self._values = {aliases.get(name) or name: value for name, value in values.items()}
+        self._values = {str(aliases.get(name) or name): value for name, value in values.items()}
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False

@@ -24,8 +24,9 @@ PATH = Path(__file__).parent / "vectors" / "tokens.json"
 
 README = [
     "Test vectors of the token format aisbreaker.org/box/v1, for checking another implementation.",
-    "keys: master keys by name, 32 bytes as unpadded base64url, each with its kid. keyphrases: phrases and the keys that they "
-    "are stretched to.",
+    "keys: master keys by name, 32 bytes as unpadded base64url, each with its kid = base64url(BLAKE2b-48(key=master key, "
+    "person='aisbreaker-kid')). keyphrases: phrases and the keys that they are stretched to, by Argon2id (UTF-8, salt "
+    "'aisbreaker-salt1', 3 passes, 64 MiB, 1 lane, 32 bytes).",
     "valid: a server whose key is keys[key], called by `host`, opens `token` at any `now` (seconds since the epoch) before "
     "claims.exp, and finds `claims`. The other fields are the steps on the way: base64url(header) is the token's first part; "
     "box_key = BLAKE2b-256(key=master key, person='aisbreaker-token', first part + 0x00 + host); the second part is "
@@ -33,9 +34,9 @@ README = [
     "members are in this order.",
     "claims: quotas are requests per minute, hour and day, per client and for all clients together, null for no limit; "
     "secrets are pairs of serviceId and authSecret, in the order in which they are tried.",
-    "invalid: a server that has keys.current as its key and keys.retired as a retired one, called by `host`, at `now`, must not "
-    "accept `token`, because of `reason`. Of all of these it may say that they are expired only where `expired` is true; about "
-    "the others it says one and the same.",
+    "invalid: a server that has keys.current as its key and keys.retired as a retired one, called by `host`, at `now`, must "
+    "not accept `token`, because of `reason`. Of all of these it may say that they are expired only where `expired` is true; "
+    "about the others it says one and the same.",
 ]
 
 IAT = 1_700_000_000
@@ -50,7 +51,7 @@ CONTRACT = {
     "quotas": [[60, 600, 600], [120, 1200, 1200]],
     "secrets": [
         ["aisbreaker:network", "{{secret}}"],
-        ["chat:openai.com", "sk-test-0123456789abcdefghijklmnopqrstuvwxyz"],
+        ["chat:openai.com", "sk-test-0123456789abcdefghijklmnopqrstuvwxyz+"],
         ["chat:dummy", ""],
         ["", "INVALID"],
     ],
@@ -61,7 +62,7 @@ ODD = {
     "iat": IAT,
     "exp": IAT + 1,
     "quotas": [[1, None, 2**31], [None, 2**31, None]],
-    "secrets": [["*:openai.com", 'quote " backslash \\ slash / tilde ~'], ["chat:openai.com/gpt-4o*", "{{secret}} "]],
+    "secrets": [["*:openai.com", 'quote " backslash \\ slash / tilde ~'], ["chat:openai.com/gpt-4o*", "{{secret}}!"]],
 }
 
 VALID: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -172,6 +173,7 @@ def invalid(token: str) -> list[dict[str, Any]]:
         "header has one member more, sealed under it": seal_under(header_of(alg="none"), "member"),
         "header has no kid, sealed under it": seal_under(orjson.dumps({"ver": VERSION}), "no kid"),
         "header has a kid that is no string, sealed under it": seal_under(header_of(kid=1), "kid type"),
+        "header has a kid that is a list, sealed under it": seal_under(header_of(kid=[]), "kid list"),
         "header is a list, sealed under it": seal_under(orjson.dumps(["ver", "kid"]), "list"),
         "header is no JSON, sealed under it": seal_under(b"ver,kid", "no json"),
         "kid is unknown": seal_under(header_of(kid=key_id(KEYS["unknown"])), "unknown", key="unknown"),

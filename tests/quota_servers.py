@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +15,10 @@ from types import TracebackType
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from aisbreaker_mw.quotas import Bucket, QuotaLimiter
 from aisbreaker_mw.quotas.embedded import find_server
 
 START_TIMEOUT = 10.0
@@ -47,7 +51,7 @@ class Valkey:
         self.socket = self.directory / "valkey.sock"
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(port=self.port, socket_timeout=5)
+        self.client = redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     @property
     def uri(self) -> str:
@@ -55,7 +59,7 @@ class Valkey:
 
     def command(self) -> list[str]:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory)]
-        options += ["--unixsocket", str(self.socket), "--loglevel", "warning", *self.options]
+        options += ["--unixsocket", str(self.socket), "--repl-diskless-sync-delay", "0", *self.options]
         return [str(find_server()), *options]
 
     def start(self) -> None:
@@ -93,9 +97,7 @@ class Valkey:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.client.close()
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -137,11 +139,11 @@ def sentinel(primary: Valkey, name: str) -> Iterator[int]:
     configuration.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
         f"sentinel monitor {name} 127.0.0.1 {primary.port} 1\n"
-        f"sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 5000\n"
+        f"sentinel down-after-milliseconds {name} 300\nsentinel failover-timeout {name} 5000\n"
     )
     command = [str(find_server()), str(configuration), "--sentinel"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = redis.Redis(port=port, socket_timeout=5)
+    client = redis.Redis(port=port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     try:
         wait_until(lambda: client.sentinel_master(name)["num-slaves"] > 0, 20)
         yield port
@@ -177,3 +179,39 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+@contextlib.asynccontextmanager
+async def limiting(uri: str, **options: object) -> AsyncIterator[QuotaLimiter]:
+    limiter = QuotaLimiter(uri, **{"timeout": 5, **options})  # type: ignore[arg-type]
+    try:
+        yield limiter
+    finally:
+        await limiter.aclose()
+
+
+async def passes(limiter: QuotaLimiter, *buckets: Bucket, cost: int = 1) -> bool:
+    decision = await limiter.consume(buckets, cost)
+    assert decision is not None
+    return decision.admitted
+
+
+async def hammer(uri: str, processes: int, requests: int) -> tuple[int, int]:
+    """Ask from several processes at once. Returns the requests that were admitted, and refused."""
+    command = [sys.executable, "-m", "tests.quota_worker", uri, str(requests // processes)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore[call-overload]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        answers = [[int(number) for number in worker.communicate(timeout=30)[0].split()] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            worker.stdin.close()
+            worker.stdout.close()
+    return sum(passed for passed, _ in answers), sum(refused for _, refused in answers)

@@ -14,11 +14,12 @@ from .quota_model import bucket
 
 async def main(uri: str, count: int) -> None:
     limiter = QuotaLimiter(uri, timeout=10)
+    server = bucket("server", minute=100_000)
     token = bucket("token", minute=100, hour=1_000)
     clients = [bucket(f"token:{i}", minute=100, day=500) for i in range(7)]
     print("ready", flush=True)
-    sys.stdin.readline()  # noqa: ASYNC251 - nothing else is to happen until the others are ready
-    decisions = await asyncio.gather(*[limiter.consume([token, clients[i % 7]]) for i in range(count)])
+    sys.stdin.readline()
+    decisions = await asyncio.gather(*[limiter.consume([server, token, clients[i % 7]]) for i in range(count)])
     passed = sum(decision is not None and decision.admitted for decision in decisions)
     print(passed, count - passed, flush=True)
     await limiter.aclose()

@@ -44,7 +44,7 @@ def check_decision(decision: Decision, reference: Reference, buckets: list[Bucke
     """Hold a decision to the reference, before that counts the request."""
     assert decision.admitted == reference.admits(buckets, cost, now, count=False)
     if decision.admitted:
-        assert 0 <= decision.remaining
+        assert decision.remaining >= 0
         assert 0 < decision.reset_after <= decision.window
         return
     if cost > decision.limit:
@@ -75,9 +75,7 @@ async def test_memory_follows_the_rule(windows: Any, traffic: list[tuple[int, in
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(windows=st.tuples(few_windows, few_windows), traffic=traffic)
-async def test_valkey_says_exactly_what_memory_says(
-    valkey: Valkey, windows: Any, traffic: list[tuple[int, int, int]]
-) -> None:
+async def test_valkey_says_exactly_what_memory_says(valkey: Valkey, windows: Any, traffic: list[tuple[int, int, int]]) -> None:
     clock = Clock()
     memory = QuotaLimiter(clock=clock)
     shared = QuotaLimiter(f"redis+unix://{valkey.socket}", timeout=5, clock=clock)

@@ -8,9 +8,9 @@
 -- A bucket is stored as a MessagePack array of length, end of the window in progress, previous count, current count per
 -- window, and expires when nothing of it is left.
 --
--- Returns {1, window, remaining, milliseconds until the window in progress ends, the time} of the window nearest its limit,
--- or {0, window, remaining, milliseconds until the request would pass, the time} of the refusing window that takes longest.
--- Windows are numbered through, from 1.
+-- Returns "1 window remaining left now" of the window nearest its limit, left being the milliseconds until the window in progress
+-- ends, or "0 window remaining wait now" of the refusing window that takes longest, wait being the milliseconds until the request
+-- would pass. Windows are numbered through, from 1. One string, as a client reads it in a third of the time of five numbers.
 
 local now
 if ARGV[1] == '' then
@@ -33,6 +33,10 @@ local function latest(count, room, length)
     while fade(count, left, length) > room do left = left - 1 end
     while fade(count, left + 1, length) <= room do left = left + 1 end
     return left
+end
+
+local function answer(admitted, window, remaining, milliseconds)
+    return string.format('%d %d %.0f %.0f %.0f', admitted, window, remaining, milliseconds, now)
 end
 
 local stored = redis.call('MGET', unpack(KEYS))
@@ -97,7 +101,7 @@ for b = 1, #KEYS do
 end
 
 if refusing then
-    return {0, refusing, refusing_remaining, refusing_wait, now}
+    return answer(0, refusing, refusing_remaining, refusing_wait)
 end
 
 for b = 1, #KEYS do
@@ -108,4 +112,4 @@ for b = 1, #KEYS do
     end
     redis.call('SET', KEYS[b], cmsgpack.pack(state), 'PX', last - now)
 end
-return {1, nearest, least - cost, nearest_left, now}
+return answer(1, nearest, least - cost, nearest_left)

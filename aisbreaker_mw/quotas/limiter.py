@@ -108,7 +108,8 @@ class QuotaLimiter:
         finally:
             if probe:
                 self._probing = False
-        self._note(None)
+        if decision is not None:
+            self._note(None)
         return decision
 
     async def aclose(self) -> None:

@@ -22,7 +22,8 @@ KEY_PREFIX = "aisbreaker"
 Command: TypeAlias = tuple[Sequence[str], Sequence[object]]
 """Keys and arguments of one run of a script."""
 
-Reply: TypeAlias = list[int]
+Reply: TypeAlias = bytes
+"""What consume.lua returns."""
 
 
 class _Script:
@@ -154,23 +155,20 @@ class RedisQuotaStorage(RedisStorage):
         while self._waiting:
             batch, self._waiting = self._waiting[: self.BATCH], self._waiting[self.BATCH :]
             batch = [(command, reply) for command, reply in batch if not reply.done()]
+            answers: list[Reply | Exception] = [ConnectionError("closed")] * len(batch)
             try:
                 async with asyncio.timeout(self._timeout):
                     answers = await self._send([command for command, _ in batch])
-            except BaseException as error:
-                for _, reply in batch:
-                    if not reply.done():
-                        reply.set_exception(ConnectionError("closed") if _is_cancelled(error) else error)
-                if not isinstance(error, Exception):
-                    raise
-                continue
-            for (_, reply), answer in zip(batch, answers, strict=True):
-                if reply.done():
-                    continue
-                if isinstance(answer, Exception):
-                    reply.set_exception(answer)
-                else:
-                    reply.set_result(answer)
+            except Exception as error:
+                answers = [error] * len(batch)
+            finally:
+                for (_, reply), answer in zip(batch, answers, strict=True):
+                    if reply.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        reply.set_exception(answer)
+                    else:
+                        reply.set_result(answer)
 
     async def _send(self, commands: list[Command]) -> list[Reply | Exception]:
         if not commands:
@@ -178,7 +176,7 @@ class RedisQuotaStorage(RedisStorage):
         replies = await self._pipeline([_CONSUME.cached(command) for command in commands])
         lost = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if lost:
-            # A server that is new, was restarted or had its scripts flushed. A command that was refused so counted nothing.
+            # The server is new, was restarted, or had its scripts flushed. A command that it answered so has counted nothing.
             again = await self._pipeline([_CONSUME.whole(commands[i]) for i in lost])
             for i, reply in zip(lost, again, strict=True):
                 replies[i] = reply
@@ -247,7 +245,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         for bucket in buckets:
             if bucket.windows:
                 slots.setdefault(bucket.slot, []).append(bucket)
-        counted: list[tuple[list[Bucket], Reply]] = []
+        counted: list[tuple[list[Bucket], int]] = []
         nearest: Decision | None = None
         async with self._room:
             try:
@@ -257,7 +255,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
                     if not decision.admitted:
                         await self._give_back(counted, cost)
                         return decision
-                    counted.append((group, reply))
+                    counted.append((group, int(reply.rpartition(b" ")[2])))
                     if nearest is None or (decision.remaining, -decision.window) < (nearest.remaining, -nearest.window):
                         nearest = decision
             except BaseException:
@@ -277,12 +275,12 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         await super().aclose()
         await asyncio.gather(*[node.disconnect() for node in nodes.values()], return_exceptions=True)
 
-    async def _give_back(self, counted: list[tuple[list[Bucket], Reply]], cost: int) -> None:
-        for group, reply in counted:
+    async def _give_back(self, counted: list[tuple[list[Bucket], int]], cost: int) -> None:
+        for group, at in counted:
             # What can't be given back stays counted: too few requests pass then, never too many.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(self._timeout):
-                    await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [reply[4], cost]))
+                    await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [at, cost]))
 
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
         # Without it the first requests would go to any node: redis-py can't find the slot of a key before.
@@ -298,7 +296,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
 
 
 def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:
-    admitted, number, remaining, milliseconds, _ = reply
+    admitted, number, remaining, milliseconds, _ = [int(each) for each in reply.split()]
     for bucket in buckets:
         if number <= len(bucket.windows):
             amount, length = bucket.windows[number - 1]
@@ -311,7 +309,3 @@ def _as_redis(uri: str) -> str:
     """Spell a URI so that limits takes redis-py for Valkey too: it speaks to both."""
     scheme, colon, rest = uri.removeprefix("aisbreaker+").removeprefix("async+").partition(":")
     return scheme.replace("valkeys", "rediss").replace("valkey", "redis") + colon + rest
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    return isinstance(error, asyncio.CancelledError)

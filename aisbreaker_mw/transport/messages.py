@@ -376,10 +376,11 @@ class AnswerReader:
             if self.state != COMPLETE:
                 raise httpx.RemoteProtocolError("the chunks of the upstream's answer are malformed") from None
         self.buffered += len(data)
+        self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
         if self.state == COMPLETE:
             self._parser = None
-            # Line ends are all that the parser skips in silence. Where the end came in shorter parts, there may be some.
-            if data[-4:] != b"\r\n\r\n" or data[-5:-4] in b"\r\n":
+            # Between two messages the parser skips line ends in silence, but there is only one empty line at the end of this.
+            if self._tail[-4:] != b"\r\n\r\n" or self._tail[:1] in b"\r\n":
                 self.surplus = True
         elif len(self.pieces) > pieces:
             self._overhead = 0

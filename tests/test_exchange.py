@@ -1,0 +1,146 @@
+"""One request and what became of it."""
+
+import json
+import logging
+import re
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.types import Message
+
+from aisbreaker_mw.claims import RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.exceptions import InvalidToken, UpstreamError
+from aisbreaker_mw.exchange import Exchange
+from aisbreaker_mw.responses import json_answer
+
+CLAIMS = TokenClaims(
+    "0123456789abcdefghijkl", 0, 1, RequestQuotas(), (ServiceSecret("chat:openai.com", SecretStr("sk-SENTINEL")),), "kid45678"
+)
+
+
+def exchange(method: str = "POST", **options: Any) -> tuple[Exchange, list[Message]]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": "/openai/SENTINEL", "query_string": b"key=sk-SENTINEL", "headers": []}
+    return Exchange(scope, send, **options), sent
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "aisbreaker_mw.access")
+    return lambda: [record.msg for record in caplog.records if record.name == "aisbreaker_mw.access"]
+
+
+async def test_an_answer_is_sent_as_it_is() -> None:
+    one, sent = exchange()
+    await one.answer(json_answer(200, {"a": 1}))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"7")]
+    assert sent == [
+        {"type": "http.response.start", "status": 200, "headers": headers},
+        {"type": "http.response.body", "body": b'{"a":1}', "more_body": False},
+    ]
+    assert (one.status, one.sent_bytes, one.complete) == (200, 7, True)
+
+
+async def test_head_has_the_headers_alone() -> None:
+    one, sent = exchange("HEAD")
+    await one.answer(json_answer(200, {"a": 1}))
+    assert (b"content-length", b"7") in sent[0]["headers"]
+    assert sent[1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_headers_are_added_in_a_copy() -> None:
+    one, sent = exchange()
+    one.headers = [(b"ratelimit", b"x")]
+    start = {"type": "http.response.start", "status": 200, "headers": ((b"a", b"1"),)}
+    await one.send(start)
+    assert sent == [{"type": "http.response.start", "status": 200, "headers": [(b"a", b"1"), (b"ratelimit", b"x")]}]
+    assert start["headers"] == ((b"a", b"1"),)
+    await one.send({"type": "http.response.start", "status": 200})
+    assert sent[1]["headers"] == [(b"ratelimit", b"x")]
+
+
+async def test_pieces_are_counted_and_the_last_completes() -> None:
+    one, _ = exchange()
+    await one.send({"type": "http.response.start", "status": 200, "headers": []})
+    await one.send({"type": "http.response.body", "body": b"12345", "more_body": True})
+    assert (one.sent_bytes, one.complete) == (5, False)
+    await one.send({"type": "http.response.body"})
+    assert (one.sent_bytes, one.complete) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name"), [("openai", b"x-request-id"), ("google", b"x-request-id"), ("anthropic", b"request-id")]
+)
+async def test_an_error_is_told_in_the_dialect(dialect: Any, name: bytes) -> None:
+    one, sent = exchange(dialect=dialect)
+    one.headers = [(b"ratelimit", b"x")]
+    await one.refuse(InvalidToken())
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == 401
+    assert headers[name].decode() == one.request_id
+    assert headers[b"ratelimit"] == b"x"
+    assert headers[b"www-authenticate"].startswith(b"Bearer error=")
+    assert json.loads(sent[1]["body"])["error"]["message"] == InvalidToken.message
+    assert one.error == "invalid_token"
+
+
+def test_request_ids_are_unique() -> None:
+    ids = {exchange()[0].request_id for _ in range(50)}
+    assert len(ids) == 50
+    assert all(re.fullmatch(r"req_[0-9a-f]{24}", each) for each in ids)
+
+
+async def test_a_line_tells_what_became_of_it(lines: Any) -> None:
+    one, _ = exchange()
+    one.client, one.claims, one.service_id = "192.0.2.1", CLAIMS, "chat:openai.com/gpt-4o"
+    await one.send({"type": "http.response.start", "status": 200, "headers": []})
+    await one.send({"type": "http.response.body", "body": b"12345", "more_body": False})
+    one.log()
+    (fields,) = lines()
+    assert 0 <= fields.pop("first_byte_ms") <= fields.pop("total_ms")
+    assert fields == {
+        "request_id": one.request_id,
+        "method": "POST",
+        "client": "192.0.2.1",
+        "kid": "kid45678",
+        "jti": "01234567",
+        "service_id": "chat:openai.com/gpt-4o",
+        "status": 200,
+        "bytes": 5,
+        "complete": True,
+        "error": None,
+        "cause": None,
+    }
+    assert "SENTINEL" not in str(fields)
+    assert "89abcdef" not in str(fields)
+
+
+async def test_a_refusal_is_told_with_its_code(lines: Any) -> None:
+    one, _ = exchange()
+    one.cause = "ConnectError"
+    await one.refuse(UpstreamError())
+    one.log()
+    (fields,) = lines()
+    assert (fields["status"], fields["error"], fields["cause"]) == (502, "upstream_error", "ConnectError")
+    assert (fields["kid"], fields["jti"], fields["client"]) == (None, None, None)
+    assert " kid=" not in str(fields)
+
+
+async def test_who_went_away_before_an_answer_is_told_as_499(lines: Any) -> None:
+    one, sent = exchange()
+    one.log()
+    (fields,) = lines()
+    assert (fields["status"], fields["complete"], fields["first_byte_ms"], fields["bytes"]) == (499, False, None, 0)
+    assert sent == []
+
+
+async def test_nothing_is_told_where_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "aisbreaker_mw.access")
+    one, _ = exchange()
+    one.log()
+    assert caplog.records == []
