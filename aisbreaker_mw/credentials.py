@@ -50,6 +50,9 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> Credential:
             continue
         if credential is not None and credential.startswith(_PREFIX):
             tokens.add(credential)
+        elif _PREFIX in value:
+            # Somebody's token in a wrong place must not travel on as a foreign credential.
+            raise InvalidRequest("The token must be the whole API key, behind nothing but Bearer.")
         elif credential != b"":
             foreign = True
     if b"key" in query or b"%" in query:

@@ -13,14 +13,17 @@ The tree of errors.
         ├── MintingRefused                 403 minting_refused
         ├── NotFound                       404 not_found
         ├── MethodNotAllowed               405 method_not_allowed
+        ├── RequestTimeout                 408 request_timeout
         ├── PayloadTooLarge                413 payload_too_large
         ├── UnsupportedMediaType           415 unsupported_media_type
         ├── MisdirectedRequest             421 misdirected_request
         ├── RateLimitExceeded              429 rate_limit_exceeded
+        ├── HeadTooLarge                   431 request_header_fields_too_large
         ├── UpstreamError                  502 upstream_error
         ├── UpstreamCredentialRejected     502 upstream_credential_rejected
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
+        ├── ShuttingDown                   503 server_shutting_down
         └── UpstreamTimeout                504 upstream_timeout
 
 A message is a fixed text that may be shown to anybody: no exception text, no upstream host, no part of a token or secret.
@@ -161,6 +164,22 @@ class UnsupportedMediaType(RequestError):
     message = "The request body must be application/json."
 
 
+class HeadTooLarge(RequestError):
+    """RFC 6585, 5: the head of the request has too many fields or bytes."""
+
+    status = 431
+    code = "request_header_fields_too_large"
+    message = "The request's header fields are too many or too large."
+
+
+class RequestTimeout(RequestError):
+    """RFC 9110, 15.5.9: the server did not get the whole request in the time that it waits for one."""
+
+    status = 408
+    code = "request_timeout"
+    message = "The request was sent too slowly."
+
+
 class MisdirectedRequest(RequestError):
     """RFC 9110, 15.5.20: this server does not answer for the request's host."""
 
@@ -219,6 +238,14 @@ class UpstreamBusy(_Retryable):
     status = 503
     code = "upstream_busy"
     message = "All connections to the AI service are in use. Retry later."
+
+
+class ShuttingDown(RequestError):
+    """The server drains; a request that had no answer yet can be sent again, elsewhere or later."""
+
+    status = 503
+    code = "server_shutting_down"
+    message = "The server is shutting down. Retry."
 
 
 class UpstreamTimeout(RequestError):

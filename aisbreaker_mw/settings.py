@@ -29,7 +29,7 @@ CONFIG_VARIABLE = "AISBREAKER_CONFIG"
 # Names that begin like settings and are none: the token as the contract's client examples export it, and what container
 # platforms set by themselves for a service that is called "aisbreaker".
 _NO_SETTING = re.compile(r"AISBREAKER_(API_KEY|CONFIG|SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_.*|NAME|ENV_.*)")
-_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.ASCII)
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#]+", re.ASCII)
 _PATH = re.compile(r"/[\x21-\x7e]*", re.ASCII)
 

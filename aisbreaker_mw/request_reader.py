@@ -1,0 +1,267 @@
+"""
+Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart.
+
+llhttp (behind httptools) splits and judges a head; what it lets through that two parties could read differently is refused
+here.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+import httptools
+
+from .exceptions import HeadTooLarge, InvalidRequest, RawHeaders
+
+__all__ = ["END_OF_HEAD", "NO_HEAD", "TOKEN", "ChunkedDecoder", "Limits", "RequestHead"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What one client may take of the server before the app is asked.
+
+    Args:
+        headers: fields in a request's head; as many in its trailer section.
+        head_bytes: bytes of a request's head, request line and line ends included; as many in its trailer section.
+        head_timeout: seconds from a head's first byte to its last; for a connection's first request, from its opening.
+        body_rate: bytes per second of body that the client sends at least, on average over each `body_grace`.
+        body_grace: seconds over which the rate is averaged, counting only time in which the server was reading.
+        linger: seconds for which a refused client's bytes are still read (and dropped), so that the refusal reaches it.
+    """
+
+    headers: int = 100
+    head_bytes: int = 65_536
+    head_timeout: float = 10.0
+    body_rate: float = 1024.0
+    body_grace: float = 30.0
+    linger: float = 2.0
+
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!\"$-~]*) HTTP/1\.([01])\r\n")
+_OTHER_TARGET = re.compile(rb"[A-Z][A-Z-]* [!-~]+ HTTP/1\.[01]\r\n")
+# RFC 3986, 3.2.2, without the percent-encoding and sub-delims that no name in DNS has.
+_HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# What no head holds anywhere: line ends other than CRLF, and control characters.
+NO_HEAD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_READ_HERE = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class RequestHead:
+    """
+    A request's head, read strictly (RFC 9112, 2 to 6).
+
+    Args:
+        data: the head's bytes, up to and with the empty line.
+        limits: `headers` is checked here.
+
+    Raises:
+        InvalidRequest: it is malformed, or its framing is ambiguous, or its target is not a path.
+        HeadTooLarge: it has too many header fields.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_special",
+        "body_length",
+        "expects_continue",
+        "headers",
+        "http_version",
+        "keep_alive",
+        "method",
+        "target",
+        "upgrade",
+    )
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        if data.startswith(b"\r\n"):
+            # RFC 9112, 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
+            data = data[2:]
+        line = _REQUEST_LINE.match(data)
+        if line is None or line[1] == b"CONNECT":
+            _refuse_line(data)
+        self.method = line[1].decode("ascii")
+        """Upper case."""
+        self.target: bytes = line[2]
+        """Path and query as sent; begins with a slash."""
+        self.http_version = "1.1" if line[3] == b"1" else "1.0"
+        self.headers: RawHeaders = []
+        """Names in lower case, in the order sent."""
+        self.keep_alive = self.http_version == "1.1"
+        self.expects_continue = False
+        self.upgrade: bytes | None = None
+        """Protocol that the client would like to change to, in lower case (RFC 9110, 7.8)."""
+        self.body_length: int | None = 0
+        """Bytes of body; None for a chunked one."""
+
+        self._complete = False
+        self._special: RawHeaders = []
+        try:
+            httptools.HttpRequestParser(self).feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # raised when the head has been read
+        except httptools.HttpParserError:
+            raise InvalidRequest("The request's head is malformed.") from None
+        if not self._complete:
+            raise InvalidRequest("The request's head is malformed.")
+        if len(self.headers) > limits.headers:
+            raise HeadTooLarge
+        self._read_special()
+
+    # Called by httptools.
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # RFC 9110, 5.5: a value has no whitespace at its ends. llhttp strips the start.
+        field = (name.lower(), value.rstrip())
+        self.headers.append(field)
+        if field[0] in _READ_HERE:
+            self._special.append(field)
+
+    def on_headers_complete(self) -> None:
+        self._complete = True
+
+    def _read_special(self) -> None:
+        hosts = codings = 0
+        upgrade = None
+        options: list[bytes] = []
+        for name, value in self._special:
+            if name == b"host":
+                # RFC 9112, 3.2: 400 for a request "that contains more than one Host header field line or a Host header
+                # field with an invalid field value".
+                hosts += 1
+                if not _HOST.fullmatch(value):
+                    raise InvalidRequest("The Host header is malformed.")
+            elif name == b"content-length":
+                # llhttp has refused a second one, a list, and any beside Transfer-Encoding.
+                self.body_length = int(value)
+            elif name == b"transfer-encoding":
+                # RFC 9112, 6.1: no other coding is understood here, and in HTTP/1.0 the framing is faulty.
+                codings += 1
+                if value.lower() != b"chunked" or self.http_version == "1.0":
+                    raise InvalidRequest("The Transfer-Encoding header is not supported.")
+                self.body_length = None
+            elif name == b"connection":
+                if value == b"keep-alive":
+                    continue  # what nearly every client says, and HTTP/1.1 anyway
+                options += [option.strip(b" \t") for option in value.lower().split(b",")]
+            elif name == b"expect":
+                # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
+                self.expects_continue = value.lower() == b"100-continue" and self.http_version == "1.1"
+            else:
+                upgrade = value.lower()
+        if hosts > 1 or (hosts == 0 and self.http_version == "1.1"):
+            raise InvalidRequest("The request needs one Host header.")
+        if codings > 1:
+            raise InvalidRequest("The Transfer-Encoding header is not supported.")
+        if options:
+            self.keep_alive = self.keep_alive and b"close" not in options
+            if b"upgrade" in options:
+                self.upgrade = upgrade
+
+
+def _refuse_line(data: bytes) -> NoReturn:
+    if _OTHER_TARGET.match(data):
+        raise InvalidRequest("The request target must be a path.")
+    raise InvalidRequest("The request line is malformed.")
+
+
+# Without the "bad whitespace" before an extension: parsers differ on it, and nobody sends it.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# RFC 9110, 6.5.1: fields that frame a message are no trailers.
+_TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+_CHUNK_LINE_BYTES = 1024
+
+
+class ChunkedDecoder:
+    """
+    Take the chunks apart (RFC 9112, 7.1). Chunk extensions and trailers are checked for their form, and dropped.
+
+    Args:
+        limits: `headers` and `head_bytes` bound the trailer section.
+    """
+
+    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer_bytes", "_trailers", "done", "rest")
+
+    def __init__(self, limits: Limits) -> None:
+        self.done = False
+        """Whether the body's end was seen."""
+        self.rest = b""
+        """What followed the body's end."""
+        self._limits = limits
+        self._line = b""  # an incomplete line
+        self._left = 0  # bytes of the chunk's data still to come
+        self._state = self._size
+        self._trailers = 0
+        self._trailer_bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        Take what arrived and return the part of the body that is in it.
+
+        Raises:
+            InvalidRequest: the framing is malformed, or a chunk's extensions are too long.
+            HeadTooLarge: the trailer section is.
+        """
+        pieces: list[bytes] = []
+        position = 0
+        if self._line:
+            data = self._line + data
+            self._line = b""
+        while position < len(data) and not self.done:
+            if self._left:
+                piece = data[position : position + self._left]
+                pieces.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                continue
+            end = data.find(b"\r\n", position)
+            if end < 0:
+                self._line = data[position:]
+                self._check_line(self._line)
+                break
+            self._state(data[position:end])
+            position = end + 2
+        if self.done:
+            self.rest = data[position:]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _check_line(self, line: bytes) -> None:
+        """Refuse an incomplete line as soon as it can't become a good one."""
+        if b"\n" in line or b"\r" in line[:-1]:
+            _refuse_chunks()
+        if self._state == self._after_data:
+            if line != b"\r":
+                _refuse_chunks()
+        elif self._state == self._size:
+            if len(line) > _CHUNK_LINE_BYTES + 1:
+                _refuse_chunks()
+        elif self._trailer_bytes + len(line) > self._limits.head_bytes:
+            raise HeadTooLarge
+
+    def _size(self, line: bytes) -> None:
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None or len(line) > _CHUNK_LINE_BYTES:
+            _refuse_chunks()
+        self._left = int(match[1], 16)
+        self._state = self._after_data if self._left else self._trailer
+
+    def _after_data(self, line: bytes) -> None:
+        if line:
+            _refuse_chunks()
+        self._state = self._size
+
+    def _trailer(self, line: bytes) -> None:
+        if not line:
+            self.done = True
+            return
+        self._trailers += 1
+        self._trailer_bytes += len(line) + 2
+        if self._trailers > self._limits.headers or self._trailer_bytes > self._limits.head_bytes:
+            raise HeadTooLarge
+        if not _TRAILER_LINE.fullmatch(line):
+            _refuse_chunks()
+
+
+def _refuse_chunks() -> NoReturn:
+    raise InvalidRequest("The request's chunked framing is malformed.")
