@@ -72,6 +72,17 @@ async def test_one_round_trip_per_slot(uri: str, nodes: list[Valkey]) -> None:
         assert sum(node.calls("evalsha") for node in nodes) - before == 20
 
 
+async def test_the_first_requests_already_go_to_the_right_node(uri: str, nodes: list[Valkey]) -> None:
+    def strays() -> int:
+        return sum(node.client.info("errorstats").get("errorstat_MOVED", {}).get("count", 0) for node in nodes)
+
+    before = strays()
+    async with limiting(uri) as limiter:
+        tokens = [bucket(fresh(), minute=1) for _ in range(50)]
+        assert all(await asyncio.gather(*[passes(limiter, token) for token in tokens]))
+    assert strays() == before
+
+
 async def test_a_node_that_is_down_counts_nothing_on_the_others() -> None:
     with cluster() as nodes:
         uri = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)

@@ -66,6 +66,15 @@ def test_it_goes_with_its_block() -> None:
     assert not directory_of(uri).exists()
 
 
+def test_it_goes_even_if_the_watcher_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.1)
+    with EmbeddedValkey() as uri, connect(uri) as client:
+        process = client.info("server")["process_id"]
+        os.kill(os.getsid(process), signal.SIGSTOP)
+    wait_until(lambda: not is_running(process))
+    assert not directory_of(uri).exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_it_goes_however_its_parent_ends(number: signal.Signals) -> None:
     program = (

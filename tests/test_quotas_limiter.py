@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from aisbreaker_mw.exceptions import ConfigurationError
-from aisbreaker_mw.quotas import Bucket, QuotaLimiter
+from aisbreaker_mw.exceptions import ConfigurationError, QuotaStorageUnavailable
+from aisbreaker_mw.quotas import Bucket, Buckets, Decision, QuotaLimiter
 from aisbreaker_mw.quotas.memory import MemoryQuotaStorage
 from aisbreaker_mw.quotas.redis import RedisClusterQuotaStorage, RedisQuotaStorage, RedisSentinelQuotaStorage
 
@@ -100,3 +100,27 @@ def test_a_bucket_gives_its_windows_to_another_key() -> None:
     other = one.with_key("token:b")
     assert other == bucket("token:b", minute=5, day=7)
     assert other.windows is one.windows
+
+
+class Broken:
+    """A storage whose errors quote its URI."""
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        raise OSError("can't reach\nredis://user:hid%20den@127.0.0.1:1, password 'hid den'")
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_an_error_is_logged_once_in_one_line_and_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    limiter = QuotaLimiter("redis://user:hid%20den@127.0.0.1:1")
+    await limiter.aclose()
+    limiter._shared = Broken()
+    for _ in range(3):
+        with pytest.raises(QuotaStorageUnavailable) as caught:
+            await limiter.consume([bucket("token", minute=1)])
+        assert "redis" not in caught.value.message
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "quota storage unavailable, requests are refused: OSError: can't reach redis://user:***@127.0.0.1:1, password '***'"
+    )

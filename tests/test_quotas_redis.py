@@ -117,10 +117,13 @@ class TestServer:
         clock = Clock()
         token = bucket(fresh(), minute=10)
         async with limiting(valkey.uri, clock=clock) as limiter:
-            assert await passes(limiter, token, cost=10)
+            assert await passes(limiter, token, cost=4)
             clock.pass_seconds(90)
-            assert await passes(limiter, token, cost=5)
+            assert await passes(limiter, token, cost=1)
             clock.pass_seconds(-3_600)
+            # Four before and one now, as at the window's beginning.
+            assert not await passes(limiter, token, cost=6)
+            assert await passes(limiter, token, cost=5)
             assert not await passes(limiter, token)
 
     @pytest.mark.parametrize("scheme", ["redis", "valkey", "async+redis", "async+valkey"])

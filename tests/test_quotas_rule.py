@@ -19,6 +19,7 @@ few_windows = st.tuples(amounts, amounts, amounts)
 # Mostly bursts, then pauses around the length of each window, up to what empties all of them.
 pauses = st.one_of(
     st.integers(0, 3_000),
+    st.integers(20_000, 130_000),
     st.sampled_from([0, 0, 0, 1, 59_999, 60_000, 60_001, 119_999, 120_000, 3_599_999, 3_600_000, 7_200_000]),
     st.integers(0, 2 * DAY + 1),
 )
@@ -85,6 +86,23 @@ async def test_valkey_says_exactly_what_memory_says(valkey: Valkey, windows: Any
             clock.milliseconds += pause
             buckets = name_buckets(windows, tag, client)
             assert await shared.consume(buckets, cost) == await memory.consume(buckets, cost)
+    finally:
+        await shared.aclose()
+
+
+async def test_a_refused_request_does_not_begin_the_next_window(valkey: Valkey) -> None:
+    clock = Clock()
+    memory = QuotaLimiter(clock=clock)
+    shared = QuotaLimiter(f"redis+unix://{valkey.socket}", timeout=5, clock=clock)
+    token = bucket(fresh(), minute=2)
+    try:
+        for limiter in (memory, shared):
+            clock.milliseconds = 1_800_000_000_000
+            assert await limiter.consume([token], 2)
+            clock.pass_seconds(61)
+            assert await limiter.consume([token], 2) == (False, "token", 2, 60, 1, 29.001)
+            clock.pass_seconds(64)
+            assert await limiter.consume([token]) == (True, "token", 2, 60, 1, 60.0)
     finally:
         await shared.aclose()
 

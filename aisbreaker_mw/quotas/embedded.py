@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from ..exceptions import ConfigurationError
 
 START_TIMEOUT = 5.0
 """Seconds until the server must answer."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds until the server must have gone; then it is killed."""
 
 LONGEST_SOCKET_PATH = 100
 """Characters; systems take 104 to 108."""
@@ -52,8 +56,8 @@ class EmbeddedValkey:
     away; and it starts the server anew, empty, should that one ever crash.
 
     Args:
-        max_memory: bytes, as Valkey spells them. Some 350 per client and token: beyond the limit no request is counted any
-            more, as if the server was down, since to drop counters would be to give requests away.
+        max_memory: bytes, as Valkey spells them; a client with three windows takes some 220. Beyond the limit no request is
+            counted any more, as if the server was down, since to drop counters would be to give requests away.
         server: path of the executable; by default what `find_server` finds.
 
     Raises:
@@ -64,6 +68,7 @@ class EmbeddedValkey:
         self._max_memory = max_memory
         self._server = server
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
 
     def __enter__(self) -> str:
         """Start the server, wait until it answers, and give its storage URI."""
@@ -73,6 +78,7 @@ class EmbeddedValkey:
         if len(str(directory)) > LONGEST_SOCKET_PATH - len("/valkey.sock"):
             directory.rmdir()
             directory = Path(tempfile.mkdtemp(prefix="aisbreaker-", dir="/tmp"))
+        self._directory = directory
         path = directory / "valkey.sock"
         command: list[str | os.PathLike[str]] = [server, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
         command += ["--dir", directory, "--save", "", "--appendonly", "no", "--databases", "1", "--loglevel", "warning"]
@@ -101,10 +107,13 @@ class EmbeddedValkey:
             return
         watcher.stdin.close()
         try:
-            watcher.wait(START_TIMEOUT)
+            watcher.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            watcher.kill()
+            # The watcher leads the group that the server is in.
+            os.killpg(watcher.pid, signal.SIGKILL)
             watcher.wait()
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
     def _wait_until_ready(self, path: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from limits.storage import storage_from_string
 
@@ -43,7 +43,7 @@ class QuotaLimiter:
         on_storage_error: what becomes of a request while the storage does not answer: `deny` refuses it, `local` counts it in
             this process's memory, `allow` lets it pass uncounted.
         timeout: seconds that a request waits for the storage at most.
-        max_clients: keys that the memory counts separately.
+        max_clients: keys per policy that the memory counts separately; beyond, new ones share a window.
         clock: nanoseconds; for tests. The memory's default is the monotonic clock, a server has its own.
 
     Raises:
@@ -67,7 +67,7 @@ class QuotaLimiter:
         self._memory = MemoryQuotaStorage(max_clients=max_clients, clock=clock or time.monotonic_ns)
         """The storage itself, or what stands in for it under the policy `local`."""
         self._shared = _open_shared(storage_uri, timeout, clock)
-        self._password = _password(storage_uri)
+        self._secrets = _secrets(storage_uri)
         self._down = False
         self._probing = False
 
@@ -132,9 +132,9 @@ class QuotaLimiter:
         if error is None:
             logger.info("quota storage restored")
             return
-        reason = " ".join(str(error).split())[:200]
-        if self._password:
-            reason = reason.replace(self._password, "***")
+        reason = " ".join(str(error).split())
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
         logger.warning("quota storage unavailable, %s: %s: %s", _CONSEQUENCES[self._policy], type(error).__name__, reason)
 
 
@@ -169,8 +169,10 @@ def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> Q
         ) from None
 
 
-def _password(uri: str) -> str | None:
+def _secrets(uri: str) -> list[str]:
+    """Give the password of a URI as it is written and as it is meant."""
     try:
-        return urlsplit(uri).password
+        password = urlsplit(uri).password
     except ValueError:
-        return None
+        return []
+    return [password, unquote(password)] if password else []
