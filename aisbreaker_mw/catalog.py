@@ -34,6 +34,11 @@ _STYLES: dict[str, CredentialStyle] = {
     "x-goog-api-key": CredentialStyle(((b"x-goog-api-key", "{secret}"),)),
     "api-key": CredentialStyle(((b"api-key", "{secret}"),)),
 }
+_STRATEGIES: dict[str, dict[str, str]] = {  # and the form of each of their options
+    "google-cloud": {"token_url": r"https?://[^\s?#@/]+/[!-~]*"},
+    "aws-sigv4": {"region": r"[a-z0-9-]+", "service": r"[a-z0-9-]+"},
+}
+_AWS_HOST = re.compile(r"(?:.+\.)?[a-z-]+\.([a-z]{2}(?:-[a-z]+)+-\d)\.(?:vpce\.)?(?:amazonaws\.com(?:\.cn)?|api\.aws)")
 
 
 class ServiceCatalog:
@@ -231,20 +236,24 @@ class _Builder:
     def credential(self, key: str, value: object) -> CredentialStyle:
         refusal = self.takes(
             key,
-            f"one of {', '.join(sorted(_STYLES))}, a table {{header = 'x-key', format = 'Bearer {{secret}}'}} or "
+            f"one of {', '.join(sorted(_STYLES | _STRATEGIES))}, a table {{header = 'x-key', format = 'Bearer {{secret}}'}} or "
             "{query = 'key'}, or a list of these",
         )
         if isinstance(value, list | tuple):
             styles = [self.credential(key, each) for each in value]
             queries = [style.query for style in styles if style.query]
-            if not styles or len(queries) > 1:
+            if not styles or len(queries) > 1 or any(style.strategy for style in styles):
                 raise refusal
             headers = tuple(header for style in styles for header in style.headers)
             return CredentialStyle(headers, queries[0] if queries else None)
         if isinstance(value, str) and value in _STYLES:
             return _STYLES[value]
+        if isinstance(value, str) and value in _STRATEGIES:
+            value = {"strategy": value}
         if not isinstance(value, Mapping):
             raise refusal
+        if "strategy" in value:
+            return self.strategy(key, value)
         if set(value) == {"query"} and isinstance(value["query"], str) and TASK.fullmatch(value["query"]):
             return CredentialStyle(query=value["query"])
         template = value.get("format", "{secret}")
@@ -252,6 +261,31 @@ class _Builder:
             raise refusal
         name, text = self.header(key, value.get("header"), template)
         return CredentialStyle(((name, text.decode("ascii")),))
+
+    def strategy(self, key: str, value: Mapping[str, Any]) -> CredentialStyle:
+        name = value["strategy"]
+        given = {option: text for option, text in value.items() if option != "strategy"}
+        forms = _STRATEGIES.get(name, {}) if isinstance(name, str) else {}
+        if not forms or any(
+            option not in forms or not isinstance(text, str) or not re.fullmatch(forms[option], text)
+            for option, text in given.items()
+        ):
+            raise self.takes(
+                key, "{strategy = 'google-cloud', token_url = 'https://...'} or {strategy = 'aws-sigv4', region = 'eu-west-1'}"
+            )
+        options = {"token_url": "https://oauth2.googleapis.com/token"}
+        if name == "aws-sigv4":
+            options = {"service": "bedrock", "region": given.get("region") or self.region(key)}
+        return CredentialStyle(strategy=name, options=tuple(sorted({**options, **given}.items())))
+
+    def region(self, key: str) -> str:
+        scheme, host, _, _ = self.base_url()
+        found = _AWS_HOST.fullmatch(host)
+        if found is not None:
+            return found[1]
+        if scheme == "https":
+            raise self.takes(key, "{strategy = 'aws-sigv4', region = '...'} where base_url is none of AWS's with a region")
+        return "us-east-1"  # AWS has nothing without TLS, so this stands in for it, and checks no signature
 
     def header(self, key: str, name: object, value: object) -> tuple[bytes, bytes]:
         # RFC 9110, 5.1 and 5.5

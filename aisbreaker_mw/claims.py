@@ -8,6 +8,8 @@ from pydantic.alias_generators import to_camel
 
 MAX_LIMIT = 2**31
 """Requests per window."""
+PRESENTED_TOKEN = "{{secret}}"  # noqa: S105 - the contract's placeholder
+"""The authSecret that sends the presented token itself on."""
 
 
 def _whole_number(value: Any) -> Any:
@@ -61,10 +63,16 @@ class ServiceSecret:
     Args:
         service_id: pattern of serviceIds (`services.matches`).
         auth_secret: the credential; empty: none is sent; `{{secret}}`: the presented token itself is.
+        others: further credentials, which are used in turn with the first.
     """
 
     service_id: str
     auth_secret: SecretStr
+    others: tuple[SecretStr, ...] = ()
+
+    def values(self) -> list[str]:
+        """Return every credential in clear, in order."""
+        return [secret.get_secret_value() for secret in (self.auth_secret, *self.others)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import click
 import httpx
 
 from . import __version__
+from .catalog import ServiceCatalog
+from .claims import ServiceSecret
 from .demo import run_demo
 from .exceptions import AIsBreakerError, ConfigurationError
 from .headers import host_name
@@ -21,6 +24,8 @@ from .standalone import serve as run_server
 from .tokens import TokenSealer, TokenTooLong
 
 _MASK = "**********"
+_LIBRARIES = {"google-cloud": ("google.auth", "vertex"), "aws-sigv4": ("botocore", "bedrock")}
+"""What a credential strategy takes, and the extra that has it."""
 
 
 class _Group(click.Group):
@@ -121,10 +126,7 @@ def inspect_token(token_text: str, host: str | None, config: Path | None) -> Non
         "exp": _utc(claims.exp),
         "expired": time.time() >= claims.exp,
         "requestQuotas": quotas,
-        "serviceSecrets": [
-            {"serviceId": each.service_id, "authSecret": _MASK if each.auth_secret.get_secret_value() else ""}
-            for each in claims.secrets
-        ],
+        "serviceSecrets": [{"serviceId": each.service_id, "authSecret": _mask(each)} for each in claims.secrets],
     }
     click.echo(json.dumps(shown, indent=2))
 
@@ -141,6 +143,17 @@ def check_config(config: Path | None) -> None:
         create_app(settings)
     else:
         click.echo("no master key is set: `serve` would make one for the run, on a loopback address only", err=True)
+    for service in ServiceCatalog.load(settings.services):
+        library, extra = _LIBRARIES.get(service.credential.strategy or "", ("", ""))
+        if library and not _installed(library):
+            click.echo(f"services.{service.name}: can't make its credentials: install aisbreaker-mw[{extra}]", err=True)
+
+
+def _installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # its parent is missing, or it is barred
+        return False
 
 
 def _ask_server(server: str, body: bytes) -> str:
@@ -163,6 +176,11 @@ def _host(host: str | None, settings: Settings) -> str:
     if settings.hosts:
         return settings.hosts[0]
     raise ConfigurationError("hosts: none is configured; give --host, the name that the token's users call the server by")
+
+
+def _mask(secret: ServiceSecret) -> str | list[str]:
+    masked = [_MASK if value else "" for value in secret.values()]
+    return masked if secret.others else masked[0]
 
 
 def _utc(seconds: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import quote_plus, unquote_plus
 
-from .claims import ServiceSecret
+from .claims import PRESENTED_TOKEN, ServiceSecret
 from .exceptions import InvalidRequest, ServiceNotAllowed
 from .headers import RawHeaders
 from .service_ids import covers_vendor, matches, needs_engine
@@ -16,8 +16,6 @@ KEY_HEADERS = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Headers whose whole value is an API key."""
 CARRIERS = KEY_HEADERS | {b"authorization"}
 """Every header that may carry the caller's credential; `?key=` is the one carrier that is no header."""
-PRESENTED_TOKEN = "{{secret}}"  # noqa: S105 - the contract's placeholder
-"""The authSecret that sends the presented token itself on."""
 
 
 class Credential(NamedTuple):
@@ -177,7 +175,7 @@ def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecr
 
 
 def reveal(secret: ServiceSecret, token: str) -> str:
-    """Return the credential that `secret` stands for; empty: none is to be sent."""
+    """Return the credential that `secret` stands for, its first where it has several; empty: none is to be sent."""
     value = secret.auth_secret.get_secret_value()
     return token if value == PRESENTED_TOKEN else value
 

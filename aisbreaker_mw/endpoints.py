@@ -70,7 +70,7 @@ class TokenEndpoint:
         if self._mode == "off":
             raise MintingRefused
         _check_media_type(headers)
-        request = parse_token_request(await body.collect(MAX_TOKEN_REQUEST_BYTES, PayloadTooLarge))
+        request = parse_token_request(bytes(await body.collect(MAX_TOKEN_REQUEST_BYTES, PayloadTooLarge)))
         self._check_client(request)
         now = int(self._clock())
         claims = request.claims(now=now, default_lifetime=self._default_lifetime, max_lifetime=self._max_lifetime)

@@ -17,13 +17,16 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from .exceptions import InvalidRequest, PayloadTooLarge
+from .outlines import outline
 
-__all__ = ["LONGEST_ENGINE", "MAX_BODY_BYTES", "read_engine", "read_query_engine", "strict_json"]
+__all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_BODY_BYTES", "read_engine", "read_query_engine", "strict_json"]
 
 LONGEST_ENGINE = 256
 """Characters of an engine, at most."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """Bytes of a body that is searched for its engine, before and after decompression, where the caller says nothing."""
+LARGE_BODY_BYTES = 256 * 1024
+"""From a body that is longer, or compressed, the engine is best read in a thread."""
 _MAX_DEPTH = 256
 _MAX_FIELDS = 1000
 
@@ -37,7 +40,9 @@ _PARAMETER = re.compile(rf';[ \t]*(?:({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def read_engine(kind: str, body: bytes, content_type: str, content_encoding: str, *, limit: int = MAX_BODY_BYTES) -> str:
+def read_engine(
+    kind: str, body: bytes | bytearray, content_type: str, content_encoding: str, *, limit: int = MAX_BODY_BYTES
+) -> str:
     """
     Return the engine that a request body names, "" where it names none.
 
@@ -115,10 +120,6 @@ def strict_json(data: bytes, *, max_depth: int) -> Any:
     return value
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """An object's members in order, none lost."""
-
-
 class _Refused(ValueError):
     """A refusal with a text of ours; the parser's own quote the data or hold it."""
 
@@ -148,10 +149,11 @@ def _constant(_: str) -> NoReturn:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_int, parse_float=_float, parse_constant=_constant)
-_PAIRS = json.JSONDecoder(object_pairs_hook=_Pairs, parse_constant=_constant)
+# Objects become tuples of their members in order, none lost; nothing else does. Numbers don't matter, only their grammar does.
+_PAIRS = json.JSONDecoder(object_pairs_hook=tuple, parse_int=len, parse_float=len, parse_constant=_constant)
 
 
-def _decode(data: bytes, max_depth: int) -> str:
+def _decode(data: bytes | bytearray, max_depth: int) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -178,12 +180,12 @@ def _loads(text: str, decoder: json.JSONDecoder) -> Any:
         raise ValueError("must be valid JSON") from None
 
 
-def _from_json(body: bytes, field: str) -> str:
+def _from_json(body: bytes | bytearray, field: str) -> str:
     try:
-        value = _loads(_decode(body, _MAX_DEPTH), _PAIRS)
+        value = _loads(_decode(body if len(body) <= LARGE_BODY_BYTES else outline(body), _MAX_DEPTH), _PAIRS)
     except ValueError as refusal:
         raise InvalidRequest(f"The request body {refusal}.") from None
-    if not isinstance(value, _Pairs):
+    if not isinstance(value, tuple):
         raise InvalidRequest("The request body must be a JSON object.")
     return _only(value, field)
 
@@ -215,7 +217,7 @@ def _only(members: Iterable[tuple[str, Any]], field: str) -> str:
     return engine
 
 
-def _from_urlencoded(body: bytes, field: str) -> str:
+def _from_urlencoded(body: bytes | bytearray, field: str) -> str:
     try:
         if b";" in body:  # a separator for some readers; clients escape it
             raise ValueError
@@ -231,7 +233,7 @@ def _from_urlencoded(body: bytes, field: str) -> str:
     return _only(members, field)
 
 
-def _from_multipart(body: bytes, boundary: str, field: str) -> str:
+def _from_multipart(body: bytes | bytearray, boundary: str, field: str) -> str:
     # RFC 2046, 5.1.1
     if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", boundary):
         raise InvalidRequest("The form's boundary is missing or malformed.")
@@ -262,7 +264,7 @@ class _Form:
         self._data: bytearray | None = None
         self._part = ""
 
-    def read(self, body: bytes, boundary: bytes) -> None:
+    def read(self, body: bytes | bytearray, boundary: bytes) -> None:
         parser = MultipartParser(
             boundary,
             {
@@ -277,7 +279,7 @@ class _Form:
             },
         )
         parser.logger = _SILENT
-        parser.write(body)
+        parser.write(body)  # type: ignore[arg-type]  # it only looks into it; a bytearray does as well
         parser.finalize()
 
     def _part_begin(self) -> None:
@@ -288,11 +290,11 @@ class _Form:
         self._data = None
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name = data[start:end].lower()
+        self._name = bytes(data[start:end]).lower()
         self._value = b""
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value = data[start:end]
+        self._value = bytes(data[start:end])
 
     def _header_end(self) -> None:
         self._headers.append((self._name, self._value))
@@ -357,7 +359,7 @@ def _too_large() -> PayloadTooLarge:
     return PayloadTooLarge("The request body is too large to read its model, which the token's models make necessary.")
 
 
-def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+def _decompressed(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
     """RFC 9110, 8.4.1: gzip, deflate (a zlib stream; some send a bare one), and nothing at all."""
     if encoding in ("", "identity"):
         return body

@@ -4,7 +4,8 @@ The tree of errors.
     AIsBreakerError
     ├── ConfigurationError                 the start is refused
     ├── ResponseInterrupted                an answer that had begun was broken off
-    └── RequestError                       answered to the client, in the dialect of its SDK
+    └── RequestError                       answered to the client, in the dialect of its SDK (500 internal_error)
+        ├── CredentialUnsupported          500 credential_unsupported
         ├── InvalidRequest                 400 invalid_request
         ├── MissingCredential              401 missing_credential
         ├── InvalidToken                   401 invalid_token
@@ -210,6 +211,18 @@ class RateLimitExceeded(_Retryable):
     status = 429
     code = "rate_limit_exceeded"
     message = "The rate limit of this token or server is exceeded. Retry later."
+
+
+class CredentialUnsupported(RequestError):
+    """This server lacks the library that the service's kind of credential takes; the log says which."""
+
+    status = 500
+    code = "credential_unsupported"
+    message = "This server is not equipped to authenticate with the AI service."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]
 
 
 class UpstreamError(RequestError):

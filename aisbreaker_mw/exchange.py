@@ -14,6 +14,8 @@ from .responses import Answer, Dialect, error_answer
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 
+SWITCHING_PROTOCOLS = 101
+"""What accepting a WebSocket answers (RFC 6455, 4.2.2)."""
 CLIENT_CLOSED_REQUEST = 499
 """Logged, never sent: the client went away before its answer was whole (nginx's number for it)."""
 
@@ -24,7 +26,7 @@ class Exchange:
 
     Args:
         scope: the request's.
-        send: takes the answer's ASGI messages.
+        send: takes the answer's ASGI messages. Where a WebSocket is asked for, an answer refuses its handshake.
         dialect: how errors are told.
     """
 
@@ -48,7 +50,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, send: Send, dialect: Dialect = "openai") -> None:
         self._method = scope.get("method", "GET")
-        self._send = send
+        self._send = send if scope["type"] == "http" else _answering(scope, send)
         self._started = perf_counter()
         self._first_byte: float | None = None
         self.request_id = "req_" + token_hex(12)
@@ -67,16 +69,19 @@ class Exchange:
         """What the error came from; a class name, never a text."""
 
     async def send(self, message: Message) -> None:
-        """Send one ASGI message of the answer."""
+        """Send one ASGI message of the answer, or of a WebSocket."""
         kind = message["type"]
-        if kind == "http.response.start":
+        if kind == "http.response.start" or kind == "websocket.accept":
             self._first_byte = perf_counter()
-            self.status = message["status"]
+            self.status = message.get("status", SWITCHING_PROTOCOLS)
             if self.headers:
                 message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
         elif kind == "http.response.body":
             self.sent_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
+        elif kind == "websocket.send":
+            text = message.get("text")
+            self.sent_bytes += len(message.get("bytes") or b"") if text is None else len(text.encode())
         await self._send(message)
 
     async def answer(self, answer: Answer) -> None:
@@ -114,6 +119,27 @@ class Exchange:
             "cause": self.cause,
         }
         _logger.info(LogFields(fields))
+
+
+def _answering(scope: Scope, send: Send) -> Send:
+    """
+    Return a WebSocket's `send` that takes the messages of an HTTP answer as well, before the socket is accepted.
+
+    Where the server has no such answers (the ASGI extension `websocket.http.response`), the socket is closed instead: with
+    1008, which most servers tell as 403.
+    """
+    can_answer = "websocket.http.response" in (scope.get("extensions") or {})
+
+    async def send_answer(message: Message) -> None:
+        kind = message["type"]
+        if not kind.startswith("http."):
+            await send(message)
+        elif can_answer:
+            await send({**message, "type": f"websocket.{kind}"})
+        elif kind == "http.response.start":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+    return send_answer
 
 
 def _milliseconds(start: float, end: float | None) -> float | None:

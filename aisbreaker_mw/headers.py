@@ -36,6 +36,9 @@ CLIENT_ADDRESS = frozenset(
 """Who the client is and how it came here: nothing that an AI service needs to know."""
 
 
+PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
+"""What a browser tells of the page that calls. It was said to this origin; to the service, this server is the caller."""
+
 METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
 """Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
 

@@ -85,10 +85,16 @@ def _refuse_details(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
+def _refuse_websockets(record: logging.LogRecord) -> bool:
+    # uvicorn tells a WebSocket's target, with its query, where it tells of its start; below INFO, headers and messages.
+    return record.levelno >= logging.WARNING or (record.levelno >= logging.INFO and '"WebSocket ' not in str(record.msg))
+
+
 def hush_libraries() -> None:
     """Keep the libraries below us from logging headers, URLs and query strings, at whatever level they are set to."""
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_refuse_details)
+    logging.getLogger("uvicorn.error").addFilter(_refuse_websockets)
 
 
 def log_config(level: str, form: str) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import credentials, endpoints
+from .authorization import Authorizer
 from .catalog import ServiceCatalog
+from .claims import ServiceSecret
 from .clients import ClientIdentifier
 from .dummy import DummyService
-from .engines import read_engine, read_query_engine
+from .engines import LARGE_BODY_BYTES, read_engine, read_query_engine
 from .exceptions import (
     ConfigurationError,
     InvalidRequest,
@@ -26,9 +28,11 @@ from .exceptions import (
     RateLimitExceeded,
     RequestError,
     ResponseInterrupted,
+    ServiceNotAllowed,
 )
 from .exchange import Exchange
-from .headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, RawHeaders, forwardable, get, get_all, host_name
+from .handshake import from_allowed_page, read_handshake
+from .headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE, RawHeaders, forwardable, get, get_all, host_name
 from .logs import describe_crash, hush_libraries
 from .proxy import ClientDisconnected, RequestBody, Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
@@ -37,12 +41,12 @@ from .responses import Answer, rate_limit_headers
 from .services import RouteMatch, Service
 from .settings import Settings, load_settings
 from .tokens import TokenSealer
+from .websocket import WebSocketProxy
 
 _logger = logging.getLogger("aisbreaker_mw")
 
-# Besides what never travels: who we are is not who the upstream is; a cookie belongs to the origin that the browser called,
-# which may be the wrapped app's own; and the server below us has met an expectation already (RFC 9110, 10.1.1).
-_NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | {b"host", b"cookie", b"expect"}
+# The Host is the upstream's, and the server below us has met an expectation already (RFC 9110, 10.1.1).
+_NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
 _EXPOSED = (
     "*",
     "request-id",
@@ -122,12 +126,23 @@ class AIsBreakerMiddleware:
         self._not_forwarded = _NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS
         self._not_forwarded_with_token = self._not_forwarded | credentials.CARRIERS
         self._given_transport = transport
+        self._timeouts = Timeouts(
+            connect=upstream.connect_timeout,
+            header=upstream.header_timeout,
+            idle=upstream.idle_timeout,
+            pool=upstream.pool_timeout,
+        )
+        self._websockets = WebSocketProxy(self._timeouts, clock=clock)
+        self._authorizer = Authorizer(
+            lambda: self._upstream_proxy().transport, clock=clock, max_signed_bytes=upstream.max_engine_scan_bytes
+        )
         self._proxy: UpstreamProxy | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+        self._origins = settings.cors_origins
         self._cors = CORSMiddleware(
             self._serve_service,
-            allow_origins=settings.cors_origins,
+            allow_origins=self._origins,
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
@@ -143,9 +158,7 @@ class AIsBreakerMiddleware:
             return
         path = route_path(scope)
         if self._service_at(path) is not None:
-            if kind == "websocket":
-                await self._refuse_websocket(scope, receive, send, NotFound("This service has no WebSockets here."))
-            elif get(scope["headers"], b"origin") is not None:
+            if kind == "http" and get(scope["headers"], b"origin") is not None:
                 await self._cors(scope, receive, send)
             else:
                 await self._serve_service(scope, receive, send)
@@ -153,12 +166,9 @@ class AIsBreakerMiddleware:
             exchange = Exchange(scope, send)
             await _conclude(exchange, self._serve_endpoint(path, scope, receive, exchange))
         elif self.app is None:
-            if kind == "websocket":
-                await self._refuse_websocket(scope, receive, send, NotFound())
-            else:
-                exchange = Exchange(scope, send)
-                await exchange.refuse(NotFound())
-                exchange.log()
+            exchange = Exchange(scope, send)
+            await self._refuse(scope, receive, exchange, NotFound())
+            exchange.log()
         else:
             await self._serve_app(path, scope, receive, send)
 
@@ -173,9 +183,36 @@ class AIsBreakerMiddleware:
         service = self._service_at(path)
         assert service is not None  # noqa: S101 - that is why this way was taken
         exchange = Exchange(scope, send, service.errors)
-        await _conclude(exchange, self._relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
+        relay = self._relay_websocket if scope["type"] == "websocket" else self._relay
+        await _conclude(exchange, relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
 
     async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
+        request, body = await self._prepare(scope, receive, exchange, service, rest)
+        embedded = self._embedded.get(service.name)
+        if embedded is not None:
+            target = request.target.partition(b"?")[0]
+            inner = {**scope, "path": unquote(target), "raw_path": target, "root_path": "", "headers": request.headers}
+            await embedded(inner, body.receive, exchange.send)
+            return
+        await self._upstream_proxy()(request, body, receive, exchange)
+
+    async def _relay_websocket(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            raise ClientDisconnected
+        exchange.client = self._clients.identify(scope)
+        if service.embedded:
+            raise NotFound("This service has no WebSockets here.")
+        if not from_allowed_page(scope["headers"], self._origins):
+            raise ServiceNotAllowed("This server's services are not open to pages of this origin.")
+        handshake = read_handshake(scope["headers"])
+        scope = {**scope, "method": "GET", "headers": handshake.headers}
+        request, _ = await self._prepare(scope, receive, exchange, service, rest)
+        await self._websockets(request, handshake, receive, exchange)
+
+    async def _prepare(
+        self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes
+    ) -> tuple[UpstreamRequest, RequestBody]:
+        """Check and count a request to a service, and return what is to be sent there, and its body."""
         headers, query = scope["headers"], scope.get("query_string", b"")
         exchange.client = client = self._clients.identify(scope)
         host = self._host(headers)
@@ -190,6 +227,7 @@ class AIsBreakerMiddleware:
         credential = credentials.find(headers, query)
         token = credential.token or (None if credential.foreign else self._default_token)
         dropped = self._not_forwarded
+        beyond_headers: ServiceSecret | None = None
         if token is not None:
             exchange.claims = claims = self._sealer.unseal(token, host)
 
@@ -198,7 +236,9 @@ class AIsBreakerMiddleware:
 
             secret, exchange.service_id = await credentials.choose(claims.secrets, route, engine)
             await self._consume(self._plan.for_request(client, claims), exchange)
-            revealed = credentials.reveal(secret, token)
+            if secret.others or route.credential.strategy is not None:
+                beyond_headers = secret
+            revealed = credentials.reveal(secret, token) if beyond_headers is None else ""
             query = credentials.replace_query_keys(query, route.credential, revealed)
             injected = route.credential.headers_for(revealed)
             dropped = self._not_forwarded_with_token.union([name for name, _ in route.credential.headers])
@@ -214,24 +254,19 @@ class AIsBreakerMiddleware:
         outgoing += [default for default in route.default_headers if get(outgoing, default[0]) is None]
         if not body.exhausted and get(outgoing, b"content-length") is None:
             outgoing.append((b"transfer-encoding", b"chunked"))
-        embedded = self._embedded.get(service.name)
-        if embedded is not None:
-            inner = {**scope, "path": unquote(target), "raw_path": target, "root_path": "", "headers": outgoing}
-            await embedded(inner, body.receive, exchange.send)
-            return
-        await self._upstream_proxy()(
-            UpstreamRequest(
-                scope["method"],
-                (service.scheme, service.host, service.port),
-                target + b"?" + query if query else target,
-                outgoing,
-                relay_unauthorized=token is None,
-                counted=bool(exchange.headers),
-            ),
-            body,
-            receive,
-            exchange,
+        request = UpstreamRequest(
+            scope["method"],
+            (service.scheme, service.host, service.port),
+            target + b"?" + query if query else target,
+            outgoing,
+            relay_unauthorized=token is None,
+            counted=bool(exchange.headers),
         )
+        if beyond_headers is not None and token is not None:
+            request = await self._authorizer.authorize(
+                request, body, route.credential, beyond_headers, token=token, jti=claims.jti
+            )
+        return request, body
 
     def _body(self, scope: Scope, receive: Receive) -> RequestBody:
         """Return the request's body; marked as exhausted where the request has none."""
@@ -258,14 +293,14 @@ class AIsBreakerMiddleware:
         if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
             raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
         limit = self._upstream.max_engine_scan_bytes
+        if int(get(headers, b"content-length") or 0) > limit:
+            raise PayloadTooLarge(_SCAN_TOO_LARGE)
         data = await body.collect(limit, lambda: PayloadTooLarge(_SCAN_TOO_LARGE))
-        return read_engine(
-            source,
-            data,
-            (get(headers, b"content-type") or b"").decode("latin-1"),
-            (get(headers, b"content-encoding") or b"").decode("latin-1"),
-            limit=limit,
-        )
+        content_type = (get(headers, b"content-type") or b"").decode("latin-1")
+        content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
+        if content_encoding or len(data) > LARGE_BODY_BYTES:
+            return await asyncio.to_thread(read_engine, source, data, content_type, content_encoding, limit=limit)
+        return read_engine(source, data, content_type, content_encoding, limit=limit)
 
     # Way 1: an endpoint of ours
 
@@ -315,10 +350,8 @@ class AIsBreakerMiddleware:
         try:
             if error is None:
                 await self.app(inner, receive, exchange.send)
-            elif scope["type"] == "websocket":
-                await self._refuse_websocket(scope, receive, send, error)
             else:
-                await exchange.refuse(error)
+                await self._refuse(scope, receive, exchange, error)
         finally:
             exchange.log()
 
@@ -332,7 +365,8 @@ class AIsBreakerMiddleware:
         if service_id is not None:
             exchange.service_id = service_id
             secret = credentials.choose_for(claims.secrets, service_id)
-            inner["headers"] = credentials.replace_authorization(headers, credentials.reveal(secret, token))
+            revealed = self._authorizer.secret_in_turn(secret, token=token, jti=claims.jti)
+            inner["headers"] = credentials.replace_authorization(headers, revealed)
         await self._consume(self._plan.for_request(client, claims), exchange)
         return inner
 
@@ -372,12 +406,7 @@ class AIsBreakerMiddleware:
             self._proxy = UpstreamProxy(
                 self._given_transport
                 or open_transport(upstream.transport, max_connections=upstream.max_connections, http2=upstream.http2),
-                Timeouts(
-                    connect=upstream.connect_timeout,
-                    header=upstream.header_timeout,
-                    idle=upstream.idle_timeout,
-                    pool=upstream.pool_timeout,
-                ),
+                self._timeouts,
             )
         return self._proxy
 
@@ -403,16 +432,10 @@ class AIsBreakerMiddleware:
         await closing_send({"type": "lifespan.shutdown.complete"})
 
     @staticmethod
-    async def _refuse_websocket(scope: Scope, receive: Receive, send: Send, error: RequestError) -> None:
-        await receive()  # websocket.connect
-        if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
-            return
-
-        async def denial(message: Message) -> None:
-            await send({**message, "type": message["type"].replace("http", "websocket.http", 1)})
-
-        await Exchange(scope, denial).refuse(error)
+    async def _refuse(scope: Scope, receive: Receive, exchange: Exchange, error: RequestError) -> None:
+        if scope["type"] == "websocket":
+            await receive()  # websocket.connect
+        await exchange.refuse(error)
 
 
 async def _conclude(exchange: Exchange, work: Awaitable[None]) -> None:
@@ -423,6 +446,8 @@ async def _conclude(exchange: Exchange, work: Awaitable[None]) -> None:
         if exchange.status is not None:
             exchange.error = error.code
             raise ResponseInterrupted("the request failed after its answer had begun") from None
+        if exchange.cause is None and error.__cause__ is not None:
+            exchange.cause = type(error.__cause__).__name__
         await exchange.refuse(error)
     except ClientDisconnected:
         pass

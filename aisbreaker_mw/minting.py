@@ -4,10 +4,20 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 
-from .claims import MAX_LIMIT, RequestQuotas, ServiceSecret, TokenClaims
+from .claims import MAX_LIMIT, PRESENTED_TOKEN, RequestQuotas, ServiceSecret, TokenClaims
 from .durations import parse_span
 from .engines import strict_json
 from .exceptions import InvalidRequest
@@ -15,6 +25,7 @@ from .service_ids import validate_pattern
 from .tokens import new_jti
 
 MAX_SECRETS = 64
+MAX_SECRETS_IN_TURN = 16
 MAX_DEPTH = 16
 _CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 # As a person writes one: the longest that is known has 22 characters, and keys have digits, dashes or more characters.
@@ -33,10 +44,27 @@ def _credential(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _in_turn(secret: SecretStr) -> SecretStr:
+    # Among others, nothing and the presented token would be what the one request has and the next has not.
+    if secret.get_secret_value() in ("", PRESENTED_TOKEN):
+        raise ValueError(f"must be a credential: in a list neither an empty string nor {PRESENTED_TOKEN} is one")
+    return secret
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
 def _not_null(value: Any) -> Any:
     if value is None:
         raise ValueError("must be a string")
     return value
+
+
+Credential = Annotated[SecretStr, AfterValidator(_credential)]
+Credentials = Annotated[
+    list[Annotated[Credential, AfterValidator(_in_turn)]], Field(min_length=1, max_length=MAX_SECRETS_IN_TURN)
+]
 
 
 class _Model(BaseModel):
@@ -45,7 +73,14 @@ class _Model(BaseModel):
 
 class ServiceSecretRequest(_Model):
     service_id: Annotated[str, AfterValidator(_pattern)]
-    auth_secret: Annotated[SecretStr, AfterValidator(_credential)]
+    auth_secret: Annotated[
+        Annotated[Credential, Tag("one")] | Annotated[Credentials, Tag("several")], Discriminator(_one_or_several)
+    ]
+
+    def service_secret(self) -> ServiceSecret:
+        """Return what is sealed; a list of one is that one."""
+        first, *others = self.auth_secret if isinstance(self.auth_secret, list) else [self.auth_secret]
+        return ServiceSecret(self.service_id, first, tuple(others))
 
 
 class AuthAndQuotas(_Model):
@@ -88,7 +123,7 @@ class TokenRequest(_Model):
             iat=now,
             exp=now + lifetime,
             quotas=wanted.request_quotas,
-            secrets=tuple(ServiceSecret(each.service_id, each.auth_secret) for each in wanted.service_secrets),
+            secrets=tuple(each.service_secret() for each in wanted.service_secrets),
         )
 
 
@@ -117,10 +152,10 @@ def _invalid(path: str, requirement: str) -> InvalidRequest:
 
 def _path(location: Sequence[str | int]) -> str:
     path = ""
-    for step in location:
+    for before, step in zip((None, *location), location, strict=False):
         if isinstance(step, int):
             path += f"[{step}]"
-        else:
+        elif before != "authSecret":  # below which the kind is told that it was taken for
             # A field name of the caller's own may be anything, a misplaced secret included.
             path += ("." if path else "") + (step if _FIELD_NAME.fullmatch(step) else "?")
     return path
@@ -139,7 +174,9 @@ def _requirement(error: Any) -> str:
         case "string_type":
             return "must be a string"
         case "too_long":
-            return f"must have at most {MAX_SECRETS} entries"
+            return f"must have at most {error['ctx']['max_length']} entries"
+        case "too_short":
+            return "must not be empty"
         case "value_error":
             return str(error["ctx"]["error"])
         case _:

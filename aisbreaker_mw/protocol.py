@@ -135,8 +135,11 @@ class HTTPProtocol(HttpToolsProtocol):
         except RequestError as error:
             self._refuse(error)
             return
-        if head.upgrade == b"websocket" and self._should_upgrade_to_ws():
-            self._hand_over(head)
+        if head.opens_websocket and self._should_upgrade_to_ws():
+            if end < len(data):
+                self._refuse(InvalidRequest("A WebSocket begins with the answer to its handshake."))
+            else:
+                self._hand_over(head)
             return
         cycle = self._begin(head)
         self.cycle = cycle
@@ -284,7 +287,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def _hand_over(self, head: RequestHead) -> None:
         self._cancel_timer()
         self.url = head.target
-        self.scope = {"method": head.method, "headers": head.headers}  # type: ignore[typeddict-item]
+        # A Content-Length can only be 0 here, and older versions of the library `websockets` take none at all.
+        headers = [header for header in head.headers if header[0] != b"content-length"]
+        self.scope = {"method": head.method, "headers": headers}  # type: ignore[typeddict-item]
         self.handle_websocket_upgrade()
 
     # How an answer ends.

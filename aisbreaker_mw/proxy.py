@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 from starlette.types import Message, Receive
@@ -27,6 +27,8 @@ from .transport import HTTPTransport
 DISCONNECT_CHECK = 0.25
 """Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
 and so no task."""
+
+_PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
 
 
 # Another origin's CORS policy is not ours.
@@ -55,6 +57,22 @@ class Timeouts:
     pool: float
 
 
+class Attempts(Protocol):
+    """The other ways to send a request whose credential the service has refused."""
+
+    def rejects(self, status: int, headers: RawHeaders) -> bool:
+        """
+        Tell whether an answer says that the credential is not accepted, and learn from it.
+
+        Args:
+            status: of the answer.
+            headers: of the answer, names in lower case.
+        """
+
+    async def another(self) -> "UpstreamRequest | None":
+        """Return the request with another credential, or None where there is none left."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """
@@ -68,6 +86,7 @@ class UpstreamRequest:
             where there is a body.
         relay_unauthorized: whether the service's 401 reaches the client, because the credential is the client's own.
         counted: whether the answer tells our rate limit, and so not the service's own in headers of the same name.
+        attempts: what to do where the credential is refused; None: it is the only one, and 401 is what refuses it.
     """
 
     method: str
@@ -76,6 +95,7 @@ class UpstreamRequest:
     headers: RawHeaders
     relay_unauthorized: bool = False
     counted: bool = False
+    attempts: Attempts | None = None
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -87,13 +107,15 @@ class RequestBody(httpx.AsyncByteStream):
         limit: bytes; one more is 413.
     """
 
-    __slots__ = ("_buffered", "_limit", "_receive", "_received", "exhausted", "reading")
+    __slots__ = ("_buffered", "_kept", "_kept_limit", "_limit", "_receive", "_received", "exhausted", "reading")
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._received = 0
-        self._buffered = b""
+        self._buffered = bytearray()
+        self._kept: bytearray | None = None
+        self._kept_limit = 0
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
@@ -107,8 +129,9 @@ class RequestBody(httpx.AsyncByteStream):
             PayloadTooLarge: the body has passed the limit.
         """
         if self._buffered:
-            body, self._buffered = self._buffered, b""
-            return {"type": "http.request", "body": body, "more_body": not self.exhausted}
+            body = bytes(self._buffered[:_PIECE])
+            del self._buffered[:_PIECE]
+            return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
         message = await self._receive()
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
@@ -117,9 +140,9 @@ class RequestBody(httpx.AsyncByteStream):
             self.exhausted = not message.get("more_body", False)
         return message
 
-    async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytes:
+    async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytearray:
         """
-        Return the whole body, which can still be streamed afterwards.
+        Return the whole body, which can still be streamed afterwards: it is this very object, and shrinks while it is.
 
         Args:
             limit: bytes.
@@ -129,18 +152,33 @@ class RequestBody(httpx.AsyncByteStream):
             RequestError: what `too_large` made.
             ClientDisconnected: the client went away.
         """
-        pieces: list[bytes] = []
-        size = 0
+        collected, self._buffered = self._buffered, bytearray()
         while not self.exhausted:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > limit:
+            collected += message.get("body", b"")
+            if len(collected) > limit:
                 raise too_large()
-        self._buffered = b"".join(pieces)
-        return self._buffered
+        self._buffered = collected
+        return collected
+
+    def keep(self, limit: int) -> None:
+        """
+        Hold on to what is passed on from now, so that it can be sent again.
+
+        Args:
+            limit: bytes; a longer body is not held.
+        """
+        self._kept, self._kept_limit = bytearray(), limit
+
+    def rewind(self) -> bool:
+        """Begin anew, where the body is complete and all of it was held; otherwise return False."""
+        if self._kept is None or not self.exhausted or self.reading:
+            return False
+        self._buffered[:0] = self._kept
+        self._kept.clear()
+        return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.reading = True
@@ -151,9 +189,18 @@ class RequestBody(httpx.AsyncByteStream):
                     raise ClientDisconnected
                 body = message.get("body", b"")
                 if body:
+                    if self._kept is not None:
+                        self._hold(body)
                     yield body
         finally:
             self.reading = False
+
+    def _hold(self, piece: bytes) -> None:
+        assert self._kept is not None  # noqa: S101 - asked by the caller
+        if len(self._kept) + len(piece) > self._kept_limit:
+            self._kept = None
+        else:
+            self._kept += piece
 
 
 class _DisconnectWatch:
@@ -232,7 +279,9 @@ class UpstreamProxy:
         """
         with _DisconnectWatch(receive, body):
             try:
-                await self._relay(upstream, body, exchange)
+                attempt: UpstreamRequest | None = upstream
+                while attempt is not None:
+                    attempt = await self._relay(attempt, body, exchange)
             except ClientDisconnected:
                 return
             except httpx.PoolTimeout as error:
@@ -247,6 +296,11 @@ class UpstreamProxy:
                 if exchange.status is None:
                     self._fail(exchange, error, UpstreamError)
 
+    @property
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """What carries the requests."""
+        return self._transport
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
@@ -259,7 +313,8 @@ class UpstreamProxy:
             raise ResponseInterrupted("the upstream broke off") from None
         raise error() from None
 
-    async def _relay(self, upstream: UpstreamRequest, body: RequestBody, exchange: Exchange) -> None:
+    async def _relay(self, upstream: UpstreamRequest, body: RequestBody, exchange: Exchange) -> UpstreamRequest | None:
+        """Send a request and answer it; return what to send instead, where the credential is refused and there is another."""
         url = self._urls.get(upstream.origin)
         if url is None:
             scheme, host, port = upstream.origin
@@ -285,9 +340,17 @@ class UpstreamProxy:
         try:
             timeout["read"] = timeouts.idle
             status = response.status_code
-            if status == 401 and not upstream.relay_unauthorized:
+            attempts = upstream.attempts
+            if attempts is None:
+                rejected = status == 401 and not upstream.relay_unauthorized
+            else:
+                rejected = attempts.rejects(status, [(name.lower(), value) for name, value in response.headers.raw])
+                if (rejected or status == 429) and body.rewind() and (another := await attempts.another()) is not None:
+                    return another
+            if rejected:
                 raise UpstreamCredentialRejected
             await self._answer(status, response.headers.raw, stream, upstream, exchange)
+            return None
         finally:
             await stream.aclose()
 
@@ -295,9 +358,7 @@ class UpstreamProxy:
     async def _answer(
         status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
     ) -> None:
-        headers = forwardable(
-            [(name.lower(), value) for name, value in received], _COUNTED_DROPS if upstream.counted else _DROPS
-        )
+        headers = answer_headers([(name.lower(), value) for name, value in received], counted=upstream.counted)
         bodiless = upstream.method == "HEAD" or status in (204, 304)
         remaining: int | None = None
         for name, value in headers:
@@ -321,6 +382,17 @@ class UpstreamProxy:
             raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
         if not exchange.complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def answer_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:
+    """
+    Return the headers of a service's answer that reach the client.
+
+    Args:
+        received: names in lower case.
+        counted: whether our rate limit is told, and so not the service's own in headers of the same name.
+    """
+    return forwardable(received, _COUNTED_DROPS if counted else _DROPS)
 
 
 def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.AsyncBaseTransport:

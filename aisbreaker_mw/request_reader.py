@@ -110,6 +110,15 @@ class RequestHead:
             raise HeadTooLarge
         self._read_special()
 
+    @property
+    def opens_websocket(self) -> bool:
+        """
+        Whether this is an opening handshake (RFC 6455, 4.1: GET, and HTTP/1.1 at least), which has no body.
+
+        The Upgrade header of any other request may be ignored (RFC 9110, 7.8).
+        """
+        return self.upgrade == b"websocket" and self.method == "GET" and self.http_version == "1.1" and self.body_length == 0
+
     # Called by httptools.
     def on_header(self, name: bytes, value: bytes) -> None:
         # RFC 9110, 5.5: a value has no whitespace at its ends. llhttp strips the start.

@@ -23,6 +23,7 @@ from uvicorn.supervisors import Multiprocess
 
 from .exceptions import ConfigurationError
 from .protocol import HTTPProtocol
+from .upgrade import WebSocketProtocol
 
 __all__ = ["run"]
 
@@ -81,7 +82,8 @@ def run(
         workers=workers,
         loop="auto",
         http=http,
-        ws="none",
+        ws=WebSocketProtocol,
+        ws_per_message_deflate=False,  # nor is it offered to the services, see websocket.py
         lifespan="on",
         log_config=_LOG_CONFIG if log_config is None else log_config,
         access_log=False,

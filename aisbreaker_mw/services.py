@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from .exceptions import InvalidRequest
 
@@ -44,10 +44,15 @@ class CredentialStyle:
     Attributes:
         headers: name in lower case, and the value's format with one `{secret}`.
         query: name of a parameter in the query that gets the credential, or None.
+        strategy: name of the way to make the credential where it is more than the secret (`google-cloud`, `aws-sigv4`), or
+            None.
+        options: the strategy's, by name.
     """
 
     headers: tuple[tuple[bytes, str], ...] = ()
     query: str | None = None
+    strategy: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
     def headers_for(self, secret: str) -> list[tuple[bytes, bytes]]:
         """Return the raw headers that carry `secret`, which is ASCII; none for an empty one."""
@@ -152,6 +157,8 @@ PLACEHOLDERS: dict[str, bytes] = {
     "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
     "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
     "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
+    # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
+    "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
     # Nothing, or any segments below. SDKs escape the slash of an id such as `meta-llama/Llama-3`; however often an
     # upstream decodes that, it stays below the listed path.
     "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
@@ -190,7 +197,7 @@ class RouteTable:
             return exact
         for allowed, pattern, route in self._templates:
             if allowed in (method, "ANY") and (found := pattern.fullmatch(path)):
-                engine = found["engine"].decode("ascii") if route.engine_source == "path" else ""
+                engine = unquote(found["engine"].decode("ascii")) if route.engine_source == "path" else ""
                 return self._match(path, route.task, route.engine_source, engine)
         return self._match(path, self._unlisted_task, None, "")
 

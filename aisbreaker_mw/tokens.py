@@ -7,7 +7,7 @@ master key, the header and the host (`Keyring.box_key`). The claims are a JSON o
 
     {"jti": "...", "iat": 1700000000, "exp": 1700007200,
      "quotas": [[minute, hour, day], [minute, hour, day]],    per client, global; null is no limit
-     "secrets": [["serviceId", "authSecret"], ...]}
+     "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...]}
 """
 
 import time
@@ -138,7 +138,10 @@ def _dump(claims: TokenClaims) -> bytes:
             "iat": claims.iat,
             "exp": claims.exp,
             "quotas": [quotas.per_client_request_limits.windows(), quotas.global_request_limits.windows()],
-            "secrets": [(secret.service_id, secret.auth_secret.get_secret_value()) for secret in claims.secrets],
+            "secrets": [
+                (secret.service_id, secret.values() if secret.others else secret.auth_secret.get_secret_value())
+                for secret in claims.secrets
+            ],
         }
     )
 
@@ -155,5 +158,12 @@ def _load(data: bytes) -> TokenClaims:
         quotas=RequestQuotas(
             per_client_request_limits=RequestLimits.of(per_client), global_request_limits=RequestLimits.of(together)
         ),
-        secrets=tuple(ServiceSecret(service_id, SecretStr(secret)) for service_id, secret in fields["secrets"]),
+        secrets=tuple(_load_secret(*secret) for secret in fields["secrets"]),
     )
+
+
+def _load_secret(service_id: str, secret: str | list[str]) -> ServiceSecret:
+    if isinstance(secret, str):
+        return ServiceSecret(service_id, SecretStr(secret))
+    first, *others = (SecretStr(each) for each in secret)
+    return ServiceSecret(service_id, first, tuple(others))

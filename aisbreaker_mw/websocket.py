@@ -13,35 +13,35 @@ deflated again here, and its size would be unknown until then.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive
 from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from .exceptions import InvalidRequest, InvalidToken, RequestError, UpstreamCredentialRejected, UpstreamError, UpstreamTimeout
 from .exchange import Exchange
-from .headers import RawHeaders, get
+from .handshake import Handshake
+from .headers import RawHeaders
 from .proxy import ClientDisconnected, Timeouts, UpstreamRequest, answer_headers
-from .tokens import PREFIX
 
-__all__ = ["MAX_MESSAGE_BYTES", "Handshake", "WebSocketProxy", "answering", "from_allowed_page", "read_handshake"]
+__all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Bytes of a message, at most, where nothing else is said: as many as uvicorn takes."""
 
-_KEY_SUBPROTOCOL = "openai-insecure-api-key."
 _REALTIME = "realtime"
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _TARGET = re.compile(rb"/[!-~]*")
 
 _PING_INTERVAL = 20.0  # seconds
@@ -53,93 +53,9 @@ _SILENT = logging.Logger("websockets")  # the library's own logger tells headers
 _SILENT.disabled = True
 
 # Close codes (RFC 6455, 7.4, and IANA's registry). Those that never travel are how a library tells that none came.
-_NORMAL, _POLICY, _TOO_BIG, _BAD_GATEWAY = 1000, 1008, 1009, 1014
+_NORMAL, _GOING_AWAY, _POLICY, _TOO_BIG, _BAD_GATEWAY = 1000, 1001, 1008, 1009, 1014
 _NO_STATUS, _ABNORMAL = 1005, 1006
 _UNSENDABLE = frozenset({_NO_STATUS, _ABNORMAL, 1015})
-
-
-class Handshake(NamedTuple):
-    """
-    What a client's opening handshake says (RFC 6455, 4.1).
-
-    Attributes:
-        headers: without those of the handshake itself; a key among the subprotocols is an `authorization` here.
-        subprotocols: that are offered, in order, without keys.
-        key_among_subprotocols: whether there was one, as there is from browsers.
-    """
-
-    headers: RawHeaders
-    subprotocols: list[str]
-    key_among_subprotocols: bool
-
-
-def read_handshake(headers: RawHeaders) -> Handshake:
-    """
-    Take an opening handshake apart.
-
-    A page can set no header on a WebSocket, so OpenAI's SDK sends the key as a subprotocol, `openai-insecure-api-key.<key>`.
-    A token of ours is a key in that place with or without the prefix.
-
-    Args:
-        headers: names in lower case.
-
-    Raises:
-        InvalidRequest: a subprotocol is no token (RFC 6455, 4.1, 10).
-    """
-    kept: RawHeaders = []
-    subprotocols: list[str] = []
-    keys: RawHeaders = []
-    for name, value in headers:
-        if name == b"sec-websocket-protocol":
-            for item in value.decode("latin-1").split(","):
-                subprotocol = item.strip(" \t")
-                if not _TOKEN.fullmatch(subprotocol):
-                    raise InvalidRequest("The Sec-WebSocket-Protocol header is malformed.")
-                key = subprotocol.removeprefix(_KEY_SUBPROTOCOL)
-                if key != subprotocol or key.startswith(PREFIX):
-                    keys.append((b"authorization", b"Bearer " + key.encode("ascii")))
-                else:
-                    subprotocols.append(subprotocol)
-        elif not name.startswith(b"sec-websocket-") and name != b"content-length":
-            kept.append((name, value))
-    return Handshake(kept + keys, subprotocols, bool(keys))
-
-
-def from_allowed_page(headers: RawHeaders, origins: Sequence[str]) -> bool:
-    """
-    Return whether a handshake comes from no page, from one of this host, or from one whose origin is allowed.
-
-    Browsers let every page open a WebSocket to everywhere, so it is on the server to look (RFC 6455, 10.2).
-
-    Args:
-        headers: names in lower case.
-        origins: the allowed ones, or `*`.
-    """
-    origin = get(headers, b"origin")
-    if origin is None or "*" in origins or origin.decode("latin-1") in origins:
-        return True
-    return origin.partition(b"://")[2] == get(headers, b"host")
-
-
-def answering(scope: Scope, send: Send) -> Send:
-    """
-    Return a `send` of a WebSocket that also takes the messages of an HTTP answer, which refuses the handshake.
-
-    Where the server can't send one (it lacks the ASGI extension `websocket.http.response`), the socket is closed instead,
-    with 1008, which before it is accepted most servers tell as 403.
-    """
-    can_answer = "websocket.http.response" in (scope.get("extensions") or {})
-
-    async def send_or_refuse(message: Message) -> None:
-        kind = message["type"]
-        if not kind.startswith("http."):
-            await send(message)
-        elif can_answer:
-            await send({**message, "type": f"websocket.{kind}"})
-        elif kind == "http.response.start":
-            await send({"type": "websocket.close", "code": _POLICY, "reason": ""})
-
-    return send_or_refuse
 
 
 class _End(NamedTuple):
@@ -151,19 +67,35 @@ class _End(NamedTuple):
         reason: the peer's own words, or none.
         error: for the log; None where a side closed as it should.
         cause: for the log; a class name.
-        client_gone: whether there is nobody to tell on the client's side.
+        by_client: whether the client ended it, and so needn't be told.
     """
 
     code: int
     reason: str = ""
     error: str | None = None
     cause: str | None = None
-    client_gone: bool = False
+    by_client: bool = False
 
 
-_GONE = _End(_ABNORMAL, error="client_gone", client_gone=True)
+_GONE = _End(_ABNORMAL, error="client_gone", by_client=True)
 _OVERSIZED = _End(_TOO_BIG, error="payload_too_large")
 _EXPIRED = _End(_POLICY, "The API key has expired.", error=InvalidToken.code)
+
+
+class _Connection(ClientConnection):
+    """A connection that does not outlive its conversation: the library would leave it to the service to close it."""
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._cut is None and self.protocol.state is State.CLOSING:
+            self._cut = self.loop.call_later(_CLOSE_TIMEOUT, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        super().connection_lost(exc)
 
 
 class WebSocketProxy:
@@ -201,7 +133,7 @@ class WebSocketProxy:
         """
         # Before it is accepted, all that a client can do is to go away. Later this is its first message.
         first = asyncio.ensure_future(receive())
-        opening = asyncio.create_task(self._open(request, handshake.subprotocols, exchange))
+        opening = asyncio.create_task(self._open_with_any_secret(request, handshake.subprotocols, exchange))
         try:
             await asyncio.wait((first, opening), return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():
@@ -223,13 +155,32 @@ class WebSocketProxy:
 
     # The service's handshake
 
+    async def _open_with_any_secret(
+        self, request: UpstreamRequest, subprotocols: list[str], exchange: Exchange
+    ) -> ClientConnection:
+        while True:
+            try:
+                return await self._open(request, subprotocols, exchange)
+            except InvalidStatus as refusal:
+                status, attempts = refusal.response.status_code, request.attempts
+                if attempts is None:
+                    rejected = status == 401 and not request.relay_unauthorized
+                else:
+                    rejected = attempts.rejects(status, _raw_headers(refusal.response))
+                    if (rejected or status == 429) and (another := await attempts.another()) is not None:
+                        request = another
+                        continue
+                if rejected:
+                    raise UpstreamCredentialRejected from None
+                raise
+
     async def _open(self, request: UpstreamRequest, subprotocols: list[str], exchange: Exchange) -> ClientConnection:
         if not _TARGET.fullmatch(request.target):
             raise InvalidRequest("The query has a character that is not allowed.")
         scheme, host, port = request.origin
         secure = scheme == "https"
 
-        def make() -> ClientConnection:
+        def make() -> _Connection:
             protocol = ClientProtocol(
                 # Not parsed from a URL, which would change some paths. The query is part of what is sent as it is.
                 WebSocketURI(secure, host, port, request.target.decode("ascii"), ""),
@@ -237,7 +188,7 @@ class WebSocketProxy:
                 max_size=self._max_message_bytes,
                 logger=_SILENT,
             )
-            return ClientConnection(
+            return _Connection(
                 protocol,
                 ping_interval=_PING_INTERVAL,
                 ping_timeout=self._timeouts.idle,
@@ -286,13 +237,14 @@ class WebSocketProxy:
         down = asyncio.create_task(self._carry_down(connection, exchange))
         try:
             try:
-                async with asyncio.timeout(None if claims is None else claims.expires_at - self._clock()):
+                async with asyncio.timeout(None if claims is None else claims.exp - self._clock()):
                     end = await _wait_for_end(up, down)
             except TimeoutError:
                 end = _EXPIRED
             exchange.error, exchange.cause = end.error, end.cause
+            await _cancel(up, down)
             closing = [asyncio.create_task(_close_upstream(connection, end))]
-            if not end.client_gone:
+            if not end.by_client:
                 closing.append(asyncio.create_task(_close_client(exchange, end)))
             await asyncio.wait(closing, timeout=2 * _CLOSE_TIMEOUT)
             await _cancel(*closing)
@@ -300,9 +252,7 @@ class WebSocketProxy:
         finally:
             await _cancel(up, down)
 
-    async def _carry_up(
-        self, first: asyncio.Future[Message], receive: Receive, connection: ClientConnection
-    ) -> _End | None:
+    async def _carry_up(self, first: asyncio.Future[Message], receive: Receive, connection: ClientConnection) -> _End | None:
         """Pass the client's messages on; return how it ended, or None when the service takes no more."""
         message = await first
         while message["type"] != "websocket.disconnect":
@@ -316,9 +266,10 @@ class WebSocketProxy:
                 return None
             message = await receive()
         code = message.get("code") or _NO_STATUS
-        if code == _ABNORMAL:
+        if code == _ABNORMAL or (code == _NO_STATUS and "reason" not in message):
+            # The second is how uvicorn tells that the connection was lost; of a close frame it always tells a reason.
             return _GONE
-        return _End(code, message.get("reason") or "", client_gone=True)
+        return _End(code, message.get("reason") or "", by_client=True)
 
     async def _carry_down(self, connection: ClientConnection, exchange: Exchange) -> _End | None:
         """Pass the service's messages on; return how it ended, or None when the client takes no more."""
@@ -371,28 +322,32 @@ async def _accept(connection: ClientConnection, request: UpstreamRequest, handsh
         raise ClientDisconnected from None
 
 
-def _response_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
-    received = [
+def _raw_headers(response: Response) -> RawHeaders:
+    return [
         # The library decodes as ISO-8859-1; before version 17, with surrogate escapes.
         (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
         for name, value in response.headers.raw_items()
     ]
+
+
+def _response_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
     return [
         header
-        for header in answer_headers(received, counted=request.counted)
+        for header in answer_headers(_raw_headers(response), counted=request.counted)
         if header[0] not in _NOT_ANSWERED and not header[0].startswith(b"sec-websocket-")
     ]
 
 
 async def _relay_refusal(response: Response, request: UpstreamRequest, exchange: Exchange) -> None:
     status = response.status_code
-    if status == 401 and not request.relay_unauthorized:
-        raise UpstreamCredentialRejected
     if status < 200:
         raise UpstreamError
     body = bytes(response.body or b"")
     headers = _response_headers(response, request)
-    await exchange.answer((status, [*headers, (b"content-length", b"%d" % len(body))], body))
+    try:
+        await exchange.answer((status, [*headers, (b"content-length", b"%d" % len(body))], body))
+    except OSError:
+        raise ClientDisconnected from None
 
 
 def _failure(exchange: Exchange, cause: Exception, error: RequestError) -> RequestError:
@@ -401,16 +356,32 @@ def _failure(exchange: Exchange, cause: Exception, error: RequestError) -> Reque
 
 
 async def _close_upstream(connection: ClientConnection, end: _End) -> None:
-    # None: a close frame without a code, which is how a client's looks that gave none.
-    code = None if end.code in _UNSENDABLE else end.code
-    await connection.close(code, end.reason if code else "")  # type: ignore[arg-type]
+    # What the service says meanwhile is read and dropped, as its part in closing comes after that.
+    draining = asyncio.create_task(_drain(connection))
+    try:
+        await _send_close(connection, end)
+    finally:
+        await _cancel(draining)
+
+
+async def _drain(connection: ClientConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.recv()
+
+
+async def _send_close(connection: ClientConnection, end: _End) -> None:
+    if not end.by_client:
+        await connection.close(_GOING_AWAY)
+    elif end.code in _UNSENDABLE:
+        await connection.close(None)  # type: ignore[arg-type]  # a close frame without a code, as the client's was
+    else:
+        await connection.close(end.code, end.reason)
 
 
 async def _close_client(exchange: Exchange, end: _End) -> None:
-    try:
+    with contextlib.suppress(OSError, RuntimeError):  # as above
         await exchange.send({"type": "websocket.close", "code": end.code, "reason": end.reason})
-    except (OSError, RuntimeError):
-        pass  # gone, see above
 
 
 async def _cancel(*tasks: "asyncio.Future[Any]") -> None:

@@ -33,7 +33,8 @@ README = [
     "base64url(nonce + SecretBox(plaintext)). Sealing with that nonce gives exactly this token, if the JSON is compact and its "
     "members are in this order.",
     "claims: quotas are requests per minute, hour and day, per client and for all clients together, null for no limit; "
-    "secrets are pairs of serviceId and authSecret, in the order in which they are tried.",
+    "secrets are pairs of serviceId and authSecret, in the order in which they are tried; an authSecret is a string, or a list "
+    "of two or more, which are used in turn.",
     "invalid: a server that has keys.current as its key and keys.retired as a retired one, called by `host`, at `now`, must "
     "not accept `token`, because of `reason`. Of all of these it may say that they are expired only where `expired` is true; "
     "about the others it says one and the same.",
@@ -65,12 +66,22 @@ ODD = {
     "secrets": [["*:openai.com", 'quote " backslash \\ slash / tilde ~'], ["chat:openai.com/gpt-4o*", "{{secret}}!"]],
 }
 
+SEVERAL = {
+    **CONTRACT,
+    "secrets": [
+        ["chat:openai.com", ["sk-test-first", "sk-test-second", "sk-test-second"]],
+        ["chat:anthropic.com", "sk-ant-test"],
+        ["", [f"key-{number}" for number in range(16)]],
+    ],
+}
+
 VALID: list[tuple[str, str, str, dict[str, Any]]] = [
     # name, key, host, claims
     ("the contract's example", "current", HOST, CONTRACT),
     ("sealed with a retired key", "retired", HOST, CONTRACT),
     ("no secrets, no limits", "current", HOST, EMPTY),
     ("limits at their ends, characters that JSON escapes", "current", HOST, ODD),
+    ("several secrets for one service", "current", HOST, SEVERAL),
     ("host is an IPv4 address", "current", "127.0.0.1", EMPTY),
     ("host is an IPv6 address", "current", "2001:db8::1", EMPTY),
     ("host is empty (HTTP/1.0)", "current", "", EMPTY),
@@ -93,8 +104,14 @@ def claims_of(fields: dict[str, Any]) -> TokenClaims:
         iat=fields["iat"],
         exp=fields["exp"],
         quotas=RequestQuotas(per_client_request_limits=per_client, global_request_limits=together),
-        secrets=tuple(ServiceSecret(service_id, SecretStr(secret)) for service_id, secret in fields["secrets"]),
+        secrets=tuple(secret_of(*pair) for pair in fields["secrets"]),
     )
+
+
+def secret_of(service_id: str, secret: str | list[str]) -> ServiceSecret:
+    """Return the secret that a vector writes as a string or a list of them."""
+    first, *others = [secret] if isinstance(secret, str) else secret
+    return ServiceSecret(service_id, SecretStr(first), tuple(map(SecretStr, others)))
 
 
 def seal_under(header: bytes, name: str, *, key: str = "current", claims: dict[str, Any] = CONTRACT) -> str:

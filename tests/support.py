@@ -14,6 +14,7 @@ import uvicorn
 
 from aisbreaker_mw import AIsBreakerMiddleware, Settings, create_app, generate_key
 from aisbreaker_mw.protocol import HTTPProtocol
+from aisbreaker_mw.upgrade import WebSocketProtocol
 
 KEY = generate_key()
 WAIT = 10.0
@@ -158,7 +159,8 @@ class RecordingUpstream:
 @contextlib.contextmanager
 def serve(app: Any, **config: Any) -> Iterator[str]:
     """Run an ASGI app on uvicorn, as `aisbreaker serve` does, in a thread; gives its base URL."""
-    options = {"http": HTTPProtocol, "log_config": None, "access_log": False, "proxy_headers": False, "server_header": False}
+    options: dict[str, Any] = {"http": HTTPProtocol, "ws": WebSocketProtocol, "ws_per_message_deflate": False}
+    options |= {"log_config": None, "access_log": False, "proxy_headers": False, "server_header": False}
     server = uvicorn.Server(uvicorn.Config(app, **{**options, "date_header": False, "timeout_graceful_shutdown": 1, **config}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     loop_holder: list[asyncio.AbstractEventLoop] = []

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from aisbreaker_mw.credentials import CARRIERS
-from aisbreaker_mw.headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES
+from aisbreaker_mw.headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
 
 from .support import Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange
 
@@ -66,6 +66,9 @@ def status(answer: bytes) -> int:
         ([b"Proxy-Authorization: Basic Zm9v"], b"proxy-authorization"),
         ([b"Keep-Alive: timeout=5"], b"keep-alive"),
         ([b"X-HTTP-Method-Override: DELETE"], b"x-http-method-override"),
+        ([b"Origin: https://app.example.com"], b"origin"),
+        ([b"Referer: https://app.example.com/page"], b"referer"),
+        ([b"Cookie: session=1"], b"cookie"),
     ],
 )
 def test_what_is_of_this_connection_or_origin_does_not_travel(
@@ -203,7 +206,7 @@ VALUES = st.one_of(
         [b"close", b"keep-alive, x-a", b"x-a", b"websocket", b"2", b"chunked", b"a, b", b"", b"h\xc3\xa9", b"\tx\t"]
     ),
 )
-DROPPED = HOP_BY_HOP | CARRIERS | CLIENT_ADDRESS | METHOD_OVERRIDES | {b"host", b"cookie", b"expect"}
+DROPPED = HOP_BY_HOP | CARRIERS | CLIENT_ADDRESS | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
 
 
 def expected(headers: list[tuple[bytes, bytes]], host: bytes, secret: bytes) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from aisbreaker_mw import AIsBreakerMiddleware, TokenClaims, create_app
 from aisbreaker_mw.middleware import route_path
 
-from .support import RecordingUpstream, bearer, mint, ok, proxy, serve, settings, towards
+from .support import RecordingUpstream, bearer, mint, proxy, serve, settings, towards
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -109,8 +109,8 @@ async def test_the_scope_is_never_changed() -> None:
         assert (b"authorization", b"Bearer sk-1") in scope["headers"]
 
     sealed = AIsBreakerMiddleware(app, settings=settings(hosts=["h"], inject={"/foo": "chat:openai.com"}))
-    from starlette.datastructures import Headers
     from pydantic import SecretStr
+    from starlette.datastructures import Headers
 
     from aisbreaker_mw import RequestQuotas, ServiceSecret
 

@@ -243,7 +243,7 @@ def cases() -> list[Any]:
         (SECRETS, LIST, wrong_types(list)),
         ((*SECRETS, 1), OBJECT, wrong_types(dict)),
         ((*SECRETS, 1, "serviceId"), STRING, wrong_types(str)),
-        ((*SECRETS, 1, "authSecret"), STRING, wrong_types(str)),
+        ((*SECRETS, 1, "authSecret"), STRING, wrong_types(str, list)),
         (("expirationTimeSpan",), STRING, wrong_types(str)),
         (("clientId",), STRING, wrong_types(str)),
         (("clientSecret",), STRING, wrong_types(str)),

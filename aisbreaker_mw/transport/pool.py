@@ -7,17 +7,14 @@ from typing import Any
 
 import httpx
 
-from .connection import Connection, ConnectionStale, Exchange
-from .messages import OutgoingRequest
+from .connection import Connection, ConnectionStale
+from .dialing import open_socket
+from .exchange import Exchange, Timeouts
+from .request import OutgoingRequest
 from .tls import ResumingContext, default_context
 
 TLS_SHUTDOWN = 1.0
 """Seconds for which a closed connection waits for the other side's closing alert."""
-
-HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds after which the next address is tried beside the one before (RFC 8305, 5)."""
-
-Timeouts = dict[str, float | None]
 
 
 class Pool:
@@ -63,15 +60,22 @@ class Pool:
         self.connections: set[Connection] = set()
         """Those that are open."""
         self._options: dict[str, Any] = {}
-        if isinstance(self._loop, asyncio.BaseEventLoop):
-            # uvloop has no such parameter. It tries one address after the other.
-            self._options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
         if self._tls is not None:
-            self._options |= {"ssl": self._tls, "server_hostname": self._host, "ssl_shutdown_timeout": TLS_SHUTDOWN}
+            self._options = {"ssl": self._tls, "server_hostname": self._host, "ssl_shutdown_timeout": TLS_SHUTDOWN}
+
+    def take_idle(self) -> Connection | None:
+        """Return the connection that was used last, with its slot, if one is idle."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if not connection.expired:
+                return connection
+            connection.abort()
+            self.free_slot()
+        return None
 
     async def acquire(self, timeouts: Timeouts) -> Connection:
         """
-        Return a connection, with its slot.
+        Return a connection, with its slot, where none is idle.
 
         Args:
             timeouts: seconds, `pool` and `connect`.
@@ -81,12 +85,6 @@ class Pool:
             httpx.ConnectTimeout: the upstream did not accept a connection in time.
             httpx.ConnectError: it cannot be reached, or TLS failed.
         """
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if not connection.expired:
-                return connection
-            connection.abort()
-            self.free_slot()
         if self._slots < self._max_connections:
             self._slots += 1
         else:
@@ -106,12 +104,16 @@ class Pool:
             httpx.ConnectTimeout: the upstream did not accept a connection in time.
             httpx.ConnectError: it cannot be reached, or TLS failed.
         """
+        connection = Connection(self, self._loop)
         try:
             try:
                 async with asyncio.timeout(timeouts.get("connect")):
-                    _, connection = await self._loop.create_connection(
-                        lambda: Connection(self, self._loop), self._host, self._port, **self._options
-                    )
+                    opened = await open_socket(self._host, self._port)
+                    try:
+                        await self._loop.create_connection(lambda: connection, sock=opened, **self._options)
+                    except BaseException:
+                        opened.close()
+                        raise
             except TimeoutError as error:
                 raise httpx.ConnectTimeout("the upstream did not accept a connection in time") from error
             except ssl.SSLError as error:
@@ -119,9 +121,10 @@ class Pool:
             except (OSError, ValueError) as error:  # ValueError: a host name that is none
                 raise httpx.ConnectError("the upstream cannot be reached") from error
             if self._closed:  # meanwhile
-                connection.abort()
                 raise _closed_error()
         except BaseException:
+            connection.abort()
+            self.lost(connection)  # uvloop does not say so of a connection that was cancelled
             self.free_slot()
             raise
         return connection
@@ -163,7 +166,7 @@ class Pool:
                 waiter.set_result(connection)
                 return
         self._idle[connection] = None
-        connection.idle_until(min(now + self._keepalive_expiry, connection.expires_at))
+        connection.set_deadline(min(now + self._keepalive_expiry, connection.expires_at))
 
     def forget(self, connection: Connection) -> bool:
         """Take an idle connection out, and say whether it was one."""
@@ -279,7 +282,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         timeouts: Timeouts = extensions.get("timeout") or {}
         pool = self._pool(url)
         try:
-            connection = await pool.acquire(timeouts)
+            connection = pool.take_idle() or await pool.acquire(timeouts)
             try:
                 exchange = await connection.perform(outgoing, timeouts)
             except ConnectionStale:

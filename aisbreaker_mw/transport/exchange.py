@@ -1,0 +1,193 @@
+"""One exchange of a request and its answer over a connection."""
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from .answer import COMPLETE, HEAD, AnswerReader
+from .request import OutgoingRequest
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+NEVER = math.inf
+
+Timeouts = dict[str, float | None]
+"""Seconds, by httpx's names: `connect`, `pool`, `read`, `write`. None and what is missing is no limit."""
+
+
+class Exchange(httpx.AsyncByteStream):
+    """
+    A request on its way and its answer: the stream of the answer's body.
+
+    Iterating gives bytes as they arrived, without their framing; what has arrived by then comes as one piece.
+
+    Args:
+        connection: carries it.
+        request: what is sent.
+        timeouts: seconds, `read` and `write`; looked up anew for every wait, so they can be changed on the way.
+
+    Raises:
+        httpx.ReadTimeout: nothing came for `read` seconds.
+        httpx.RemoteProtocolError: the answer broke off or is malformed.
+        httpx.ReadError: the connection broke.
+    """
+
+    __slots__ = ("_connection", "_interrupted", "_sender", "_timeouts", "_waiter", "error", "reader", "request", "request_sent")
+
+    def __init__(self, connection: "Connection", request: OutgoingRequest, timeouts: Timeouts) -> None:
+        self._connection = connection
+        self._timeouts = timeouts
+        self._waiter: asyncio.Future[bool] | None = None
+        self._sender: asyncio.Task[Any] | None = None
+        self._interrupted = False
+        self.request = request
+        self.request_sent = False
+        self.reader = AnswerReader(request.answer_has_body)
+        self.error: httpx.TransportError | None = None
+
+    async def send_body(self) -> None:
+        """
+        Send the request's body as it comes, until it ends, the answer's head is there or the connection is lost.
+
+        The request's task waits for the body itself. When the answer comes first, that wait is cancelled from inside, as
+        `asyncio.timeout` does it, so there is no other task.
+
+        Raises:
+            httpx.WriteTimeout: the upstream took nothing for `write` seconds.
+            httpx.LocalProtocolError: the body has not the length that the head says.
+            Exception: whatever the body raises.
+        """
+        connection, request = self._connection, self.request
+        task = asyncio.current_task()
+        if task is None or request.body is None:
+            raise RuntimeError("a body is sent by a task")
+        cancellations = task.cancelling()
+        self._sender = task
+        connection.flush_soon()
+        try:
+            async for piece in request.body:
+                request.add(piece)
+                if connection.writing_paused or request.pending_bytes >= connection.buffer_size:
+                    connection.flush()
+                    await self.drain()
+                else:
+                    connection.flush_soon()
+                if self.answered():
+                    break
+            else:
+                request.finish()
+                connection.flush()
+                self.request_sent = not self.answered()
+        except asyncio.CancelledError:
+            if not self._interrupted or task.cancelling() > cancellations + 1:
+                raise
+            self.request_sent = request.fulfilled and not request.pending
+        finally:
+            self._sender = None
+            if self._interrupted:
+                task.uncancel()
+
+    @property
+    def sending(self) -> bool:
+        """Whether the request's task is still at the body."""
+        return self._sender is not None
+
+    def answered(self) -> bool:
+        """Say whether the answer has begun, or will never begin."""
+        return self.reader.state != HEAD or self.error is not None
+
+    async def drain(self) -> None:
+        """
+        Wait until the upstream has read enough of the request, or has answered.
+
+        Raises:
+            httpx.WriteTimeout: it did neither for `write` seconds.
+        """
+        deadline = self._deadline("write")
+        while self._connection.writing_paused and not self.answered():
+            if not await self._event(deadline):
+                raise httpx.WriteTimeout("the upstream stopped reading the request")
+
+    async def receive_head(self) -> None:
+        """
+        Wait until the head of the answer is there.
+
+        Raises:
+            httpx.ReadTimeout: it did not come within `read` seconds.
+            httpx.TransportError: it will not come.
+        """
+        deadline = self._deadline("read")
+        while self.reader.state == HEAD:
+            if self.error is not None:
+                raise self.error
+            if not await self._event(deadline):
+                raise httpx.ReadTimeout("the upstream did not answer in time")
+
+    def __aiter__(self) -> "Exchange":
+        return self
+
+    async def __anext__(self) -> bytes:
+        reader = self.reader
+        if not reader.pieces:
+            if reader.state != COMPLETE:
+                await self._receive()
+            if not reader.pieces:
+                raise StopAsyncIteration
+        piece = reader.take()
+        self._connection.resume_reading(self)
+        return piece
+
+    async def _receive(self) -> None:
+        """Wait for more of the body, or its end."""
+        reader = self.reader
+        try:
+            deadline = self._deadline("read")
+            while not reader.pieces and reader.state != COMPLETE:
+                if self.error is not None:
+                    raise self.error
+                if not await self._event(deadline):
+                    raise httpx.ReadTimeout("the upstream's answer stopped")
+        except BaseException:
+            self._connection.drop(self)
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the connection: it is dropped unless the answer has arrived completely."""
+        self._connection.drop(self)
+
+    def _deadline(self, name: str) -> float:
+        seconds = self._timeouts.get(name)
+        return NEVER if seconds is None else self._connection.loop.time() + seconds
+
+    def _event(self, deadline: float) -> asyncio.Future[bool]:
+        """Return a future that is True when something happens, or False at the deadline."""
+        self._waiter = waiter = self._connection.loop.create_future()
+        self._connection.set_deadline(deadline)
+        return waiter
+
+    def wake(self, happened: bool = True) -> None:
+        """Tell the task that waits."""
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(happened)
+
+    def advance(self) -> None:
+        """Have the request's task notice that the answer or an error is there."""
+        if self._waiter is not None:
+            self.wake()
+        elif self._sender is not None and not self._interrupted:
+            self._interrupted = True
+            self._sender.cancel()
+
+    def fail(self, error: httpx.TransportError) -> None:
+        """End with an error, after what has arrived before it."""
+        if self.error is None:
+            self.error = error
+            # A request of whose body nothing has gone out can have a second try, which needs its body unharmed.
+            if not self._connection.used or self.reader.touched or self.request.sent or self._waiter is not None:
+                self.advance()

@@ -1,0 +1,149 @@
+"""Processes on chosen cores that end with the benchmark, and what they use."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+CORES = sorted(os.sched_getaffinity(0))
+CONTENDER_CORE = frozenset(CORES[-1:])
+"""The one that the contender has for itself."""
+LOAD_CORES = frozenset(CORES[:-1] or CORES)
+"""Where the upstream, the load generator and the benchmark itself run."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str | Path],
+    cores: frozenset[int],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    pipes: bool = False,
+    directory: Path | None = None,
+) -> Iterator["subprocess.Popen[str]"]:
+    """
+    Run a command for as long as the block takes, in a session of its own, and kill all of that session afterwards.
+
+    Args:
+        command: with its arguments.
+        cores: that it may run on.
+        log: file for its stderr, and stdout where that is no pipe.
+        environment: instead of this process's.
+        pipes: whether stdin and stdout are pipes.
+        directory: to run in.
+    """
+
+    def settle() -> None:
+        os.sched_setaffinity(0, cores)
+        _libc.prctl(_PDEATHSIG, signal.SIGKILL)  # should this process be killed, so are they
+
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else output,
+            stderr=output,
+            env=environment,
+            cwd=directory,
+            text=True,
+            start_new_session=True,
+            preexec_fn=settle,
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    for number, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 3)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM clean up as Ctrl-C does."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a child of this process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def memory_bytes(pid: int) -> int:
+    """Return the resident memory of a process and its children; pages that they share count once."""
+    total = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Rss:" if each == pid else "Private_"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and its children so far."""
+    total = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+    return total / _TICKS
+
+
+def wait_for_port(port: int, seconds: float = 10.0) -> None:
+    """Wait until something listens on a port of loopback."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
