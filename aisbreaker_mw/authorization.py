@@ -17,7 +17,8 @@ from .claims import ServiceSecret
 from .credentials import replace_query_keys, reveal
 from .exceptions import UpstreamCredentialRejected
 from .headers import RawHeaders
-from .proxy import RequestBody, UpstreamRequest
+from .proxy import UpstreamRequest
+from .request_body import RequestBody
 from .rotation import Rotation, Turn
 from .services import CredentialStyle
 from .vertex import GoogleCloudStrategy

@@ -15,7 +15,8 @@ from hashlib import sha256
 
 from .exceptions import CredentialUnsupported, PayloadTooLarge
 from .headers import RawHeaders, get
-from .proxy import RequestBody, UpstreamRequest
+from .proxy import UpstreamRequest
+from .request_body import RequestBody
 
 __all__ = ["SignatureStrategy"]
 

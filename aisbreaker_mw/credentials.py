@@ -40,12 +40,9 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> Credential:
     tokens: set[bytes] = set()
     foreign = False
     for name, value in headers:
-        if name == b"authorization":
-            credential = _bearer(value)
-        elif name in KEY_HEADERS:
-            credential = value.strip()
-        else:
+        if name not in CARRIERS:
             continue
+        credential = _bearer(value) if name == b"authorization" else value.strip()
         if credential is not None and credential.startswith(_PREFIX):
             tokens.add(credential)
         elif _PREFIX in value:

@@ -17,7 +17,7 @@ from .exceptions import (
 )
 from .headers import get
 from .minting import TokenRequest, parse_token_request
-from .proxy import RequestBody
+from .request_body import RequestBody
 from .responses import Answer, json_answer
 from .tokens import TokenSealer, TokenTooLong
 

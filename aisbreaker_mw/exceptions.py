@@ -4,6 +4,7 @@ The tree of errors.
     AIsBreakerError
     ├── ConfigurationError                 the start is refused
     ├── ResponseInterrupted                an answer that had begun was broken off
+    ├── ClientDisconnected                 there is nobody to answer
     └── RequestError                       answered to the client, in the dialect of its SDK (500 internal_error)
         ├── CredentialUnsupported          500 credential_unsupported
         ├── InvalidRequest                 400 invalid_request
@@ -53,6 +54,10 @@ class ResponseInterrupted(AIsBreakerError):
     Raised out of the ASGI app: that is how a server is told to cut a connection (the ASGI specification has no event for
     it), and how any middleware around us learns that the body is not whole.
     """
+
+
+class ClientDisconnected(AIsBreakerError):
+    """The client went away; there is nobody to answer."""
 
 
 class RequestError(AIsBreakerError):

@@ -1,6 +1,7 @@
 """One request and what became of it: sends its answer, counts it, and tells it to the log."""
 
 import logging
+from collections.abc import Awaitable
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 from starlette.types import Message, Scope, Send
 
 from .claims import TokenClaims
-from .exceptions import RawHeaders, RequestError
-from .logs import ACCESS_LOGGER, LogFields
+from .exceptions import ClientDisconnected, RawHeaders, RequestError, ResponseInterrupted
+from .logs import ACCESS_LOGGER, LogFields, describe_crash
 from .responses import Answer, Dialect, error_answer
 
 _logger = logging.getLogger(ACCESS_LOGGER)
+_crashes = logging.getLogger("aisbreaker_mw")
 
 SWITCHING_PROTOCOLS = 101
 """What accepting a WebSocket answers (RFC 6455, 4.2.2)."""
@@ -33,6 +35,7 @@ class Exchange:
     __slots__ = (
         "_first_byte",
         "_method",
+        "_request_id",
         "_send",
         "_started",
         "cause",
@@ -42,7 +45,6 @@ class Exchange:
         "dialect",
         "error",
         "headers",
-        "request_id",
         "sent_bytes",
         "service_id",
         "status",
@@ -53,7 +55,7 @@ class Exchange:
         self._send = send if scope["type"] == "http" else _answering(scope, send)
         self._started = perf_counter()
         self._first_byte: float | None = None
-        self.request_id = "req_" + token_hex(12)
+        self._request_id: str | None = None
         self.dialect = dialect
         self.status: int | None = None
         self.sent_bytes = 0
@@ -67,6 +69,13 @@ class Exchange:
         """Code of the error that was answered."""
         self.cause: str | None = None
         """What the error came from; a class name, never a text."""
+
+    @property
+    def request_id(self) -> str:
+        """Names this request in its error and its log line."""
+        if self._request_id is None:
+            self._request_id = "req_" + token_hex(12)
+        return self._request_id
 
     async def send(self, message: Message) -> None:
         """Send one ASGI message of the answer, or of a WebSocket."""
@@ -144,3 +153,29 @@ def _answering(scope: Scope, send: Send) -> Send:
 
 def _milliseconds(start: float, end: float | None) -> float | None:
     return None if end is None else round((end - start) * 1000, 3)
+
+
+async def conclude(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Await what answers a request, turn what goes wrong into the answer, and log the exchange."""
+    try:
+        await work
+    except RequestError as error:
+        if exchange.status is not None:
+            exchange.error = error.code
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        if exchange.cause is None and error.__cause__ is not None:
+            exchange.cause = type(error.__cause__).__name__
+        await exchange.refuse(error)
+    except ClientDisconnected:
+        pass
+    except ResponseInterrupted:
+        raise
+    except Exception as crash:
+        # A bug. Its text may quote anything, so only its kind and place are told.
+        _crashes.error("crash in request %s: %s", exchange.request_id, describe_crash(crash))
+        exchange.cause = type(crash).__name__
+        if exchange.status is not None:
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        await exchange.refuse(RequestError())
+    finally:
+        exchange.log()

@@ -1,10 +1,9 @@
 """The pipeline: from a request to a service, an endpoint of ours, or the wrapped app."""
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
-from urllib.parse import quote, unquote
+from collections.abc import Callable
+from urllib.parse import unquote
 
 import httpx
 from starlette.middleware.cors import CORSMiddleware
@@ -16,34 +15,32 @@ from .catalog import ServiceCatalog
 from .claims import ServiceSecret
 from .clients import ClientIdentifier
 from .dummy import DummyService
-from .engines import LARGE_BODY_BYTES, read_engine, read_query_engine
 from .exceptions import (
+    ClientDisconnected,
     ConfigurationError,
     InvalidRequest,
     InvalidToken,
     MisdirectedRequest,
     MissingCredential,
     NotFound,
-    PayloadTooLarge,
     RateLimitExceeded,
     RequestError,
-    ResponseInterrupted,
     ServiceNotAllowed,
 )
-from .exchange import Exchange
+from .exchange import Exchange, conclude
 from .handshake import from_allowed_page, read_handshake
 from .headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE, RawHeaders, forwardable, get, get_all, host_name
-from .logs import describe_crash, hush_libraries
-from .proxy import ClientDisconnected, RequestBody, Timeouts, UpstreamProxy, UpstreamRequest, open_transport
+from .logs import hush_libraries
+from .proxy import Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
 from .quotas.buckets import BucketPlan
+from .request_body import RequestBody, find_engine, open_body
 from .responses import Answer, rate_limit_headers
-from .services import RouteMatch, Service
+from .routing import is_endpoint, route_path
+from .services import Service
 from .settings import Settings, load_settings
 from .tokens import TokenSealer
 from .websocket import WebSocketProxy
-
-_logger = logging.getLogger("aisbreaker_mw")
 
 # The Host is the upstream's, and the server below us has met an expectation already (RFC 9110, 10.1.1).
 _NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
@@ -58,7 +55,6 @@ _EXPOSED = (
     "ratelimit-policy",
 )
 _FOREIGN = "The API key is no aisbreaker_... token."
-_SCAN_TOO_LARGE = "The token names models, and this body is too large to read its model from."
 
 
 class AIsBreakerMiddleware:
@@ -157,14 +153,15 @@ class AIsBreakerMiddleware:
             await self._pass_on(scope, receive, send)
             return
         path = route_path(scope)
-        if self._service_at(path) is not None:
+        service = self._service_at(path)
+        if service is not None:
             if kind == "http" and get(scope["headers"], b"origin") is not None:
                 await self._cors(scope, receive, send)
             else:
-                await self._serve_service(scope, receive, send)
-        elif kind == "http" and _is_endpoint(path):
+                await self._serve_at(path, service, scope, receive, send)
+        elif kind == "http" and is_endpoint(path):
             exchange = Exchange(scope, send)
-            await _conclude(exchange, self._serve_endpoint(path, scope, receive, exchange))
+            await conclude(exchange, self._serve_endpoint(path, scope, receive, exchange))
         elif self.app is None:
             exchange = Exchange(scope, send)
             await self._refuse(scope, receive, exchange, NotFound())
@@ -182,9 +179,12 @@ class AIsBreakerMiddleware:
         path = route_path(scope)
         service = self._service_at(path)
         assert service is not None  # noqa: S101 - that is why this way was taken
+        await self._serve_at(path, service, scope, receive, send)
+
+    async def _serve_at(self, path: bytes, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, send, service.errors)
         relay = self._relay_websocket if scope["type"] == "websocket" else self._relay
-        await _conclude(exchange, relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
+        await conclude(exchange, relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
 
     async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
         request, body = await self._prepare(scope, receive, exchange, service, rest)
@@ -216,13 +216,12 @@ class AIsBreakerMiddleware:
         headers, query = scope["headers"], scope.get("query_string", b"")
         exchange.client = client = self._clients.identify(scope)
         host = self._host(headers)
-        route = service.route(scope["method"], rest)
+        route, target = service.resolve(scope["method"], rest)
         exchange.dialect = route.errors
         exchange.service_id = route.service_id
         if not service.available:
             raise NotFound("This service has no base URL on this server.")
-        target = service.upstream_target(rest)
-        body = self._body(scope, receive)
+        body = open_body(scope, receive, self._upstream.max_body_bytes)
 
         credential = credentials.find(headers, query)
         token = credential.token or (None if credential.foreign else self._default_token)
@@ -232,7 +231,7 @@ class AIsBreakerMiddleware:
             exchange.claims = claims = self._sealer.unseal(token, host)
 
             async def engine() -> str:
-                return await self._read_engine(route, headers, query, body)
+                return await find_engine(route.engine_source or "", headers, query, body, self._upstream.max_engine_scan_bytes)
 
             secret, exchange.service_id = await credentials.choose(claims.secrets, route, engine)
             await self._consume(self._plan.for_request(client, claims), exchange)
@@ -241,7 +240,9 @@ class AIsBreakerMiddleware:
             revealed = credentials.reveal(secret, token) if beyond_headers is None else ""
             query = credentials.replace_query_keys(query, route.credential, revealed)
             injected = route.credential.headers_for(revealed)
-            dropped = self._not_forwarded_with_token.union([name for name, _ in route.credential.headers])
+            dropped = self._not_forwarded_with_token
+            if not route.credential.header_names <= dropped:
+                dropped |= route.credential.header_names
         elif not credential.foreign:
             raise MissingCredential
         elif not self._forwards_foreign:
@@ -267,40 +268,6 @@ class AIsBreakerMiddleware:
                 request, body, route.credential, beyond_headers, token=token, jti=claims.jti
             )
         return request, body
-
-    def _body(self, scope: Scope, receive: Receive) -> RequestBody:
-        """Return the request's body; marked as exhausted where the request has none."""
-        headers = scope["headers"]
-        body = RequestBody(receive, self._upstream.max_body_bytes)
-        length = get(headers, b"content-length")
-        if length is not None:
-            if not length.isdigit():
-                raise InvalidRequest("The Content-Length is malformed.")
-            if int(length) > self._upstream.max_body_bytes:
-                raise PayloadTooLarge
-            body.exhausted = int(length) == 0
-        elif get(headers, b"transfer-encoding") is None:
-            # From HTTP/2 on a body needs neither header.
-            body.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return body
-
-    async def _read_engine(self, route: RouteMatch, headers: RawHeaders, query: bytes, body: RequestBody) -> str:
-        source = route.engine_source or ""
-        if source.startswith("query:"):
-            return read_query_engine(source, query)
-        if body.exhausted:
-            return ""
-        if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
-            raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
-        limit = self._upstream.max_engine_scan_bytes
-        if int(get(headers, b"content-length") or 0) > limit:
-            raise PayloadTooLarge(_SCAN_TOO_LARGE)
-        data = await body.collect(limit, lambda: PayloadTooLarge(_SCAN_TOO_LARGE))
-        content_type = (get(headers, b"content-type") or b"").decode("latin-1")
-        content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
-        if content_encoding or len(data) > LARGE_BODY_BYTES:
-            return await asyncio.to_thread(read_engine, source, data, content_type, content_encoding, limit=limit)
-        return read_engine(source, data, content_type, content_encoding, limit=limit)
 
     # Way 1: an endpoint of ours
 
@@ -436,54 +403,3 @@ class AIsBreakerMiddleware:
         if scope["type"] == "websocket":
             await receive()  # websocket.connect
         await exchange.refuse(error)
-
-
-async def _conclude(exchange: Exchange, work: Awaitable[None]) -> None:
-    """Await what answers a request, turn what goes wrong into the answer, and log the exchange."""
-    try:
-        await work
-    except RequestError as error:
-        if exchange.status is not None:
-            exchange.error = error.code
-            raise ResponseInterrupted("the request failed after its answer had begun") from None
-        if exchange.cause is None and error.__cause__ is not None:
-            exchange.cause = type(error.__cause__).__name__
-        await exchange.refuse(error)
-    except ClientDisconnected:
-        pass
-    except ResponseInterrupted:
-        raise
-    except Exception as crash:
-        # A bug. Its text may quote anything, so only its kind and place are told.
-        _logger.error("crash in request %s: %s", exchange.request_id, describe_crash(crash))
-        exchange.cause = type(crash).__name__
-        if exchange.status is not None:
-            raise ResponseInterrupted("the request failed after its answer had begun") from None
-        await exchange.refuse(RequestError())
-    finally:
-        exchange.log()
-
-
-def _is_endpoint(path: bytes) -> bool:
-    return path.startswith(b"/api/v1/oauth/") or path in (b"/api/v1/ping", b"/api/v1/version", b"/api/v1/health")
-
-
-def route_path(scope: Scope) -> bytes:
-    """
-    Return the raw path of a request below the mount point of this app, without the query.
-
-    The raw path is what travels on byte for byte. Where a server gives none it is made from the decoded one.
-    """
-    raw: bytes | None = scope.get("raw_path")
-    raw = raw.partition(b"?")[0] if raw else quote(scope["path"], safe="/:@!$&'()*+,;=~").encode("ascii")
-    root = scope.get("root_path", "").rstrip("/")
-    if not root:
-        return raw
-    end = 0
-    for _ in range(root.count("/")):
-        end = raw.find(b"/", end + 1)
-        if end < 0:
-            end = len(raw)
-            break
-    # ASGI: root_path is a prefix of path; but some servers leave it out of it.
-    return raw[end:] or b"/" if unquote(raw[:end].decode("latin-1")) == root else raw

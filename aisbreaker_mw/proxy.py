@@ -1,16 +1,16 @@
 """Streams one request to its service, and the service's answer back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 import httpx
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from .exceptions import (
-    PayloadTooLarge,
+    ClientDisconnected,
     RawHeaders,
     RequestError,
     ResponseInterrupted,
@@ -21,15 +21,13 @@ from .exceptions import (
 )
 from .exchange import Exchange
 from .headers import HOP_BY_HOP, forwardable
+from .request_body import RequestBody
 from .responses import RATE_LIMIT_HEADERS
 from .transport import HTTPTransport
 
 DISCONNECT_CHECK = 0.25
 """Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
 and so no task."""
-
-_PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
-
 
 # Another origin's CORS policy is not ours.
 _DROPS = HOP_BY_HOP | {
@@ -41,10 +39,6 @@ _DROPS = HOP_BY_HOP | {
     b"access-control-max-age",
 }
 _COUNTED_DROPS = _DROPS | RATE_LIMIT_HEADERS
-
-
-class ClientDisconnected(Exception):
-    """The client went away; there is nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,111 +90,6 @@ class UpstreamRequest:
     relay_unauthorized: bool = False
     counted: bool = False
     attempts: Attempts | None = None
-
-
-class RequestBody(httpx.AsyncByteStream):
-    """
-    The body of the client's request: passed on piece by piece, as it comes.
-
-    Args:
-        receive: of the request's ASGI call.
-        limit: bytes; one more is 413.
-    """
-
-    __slots__ = ("_buffered", "_kept", "_kept_limit", "_limit", "_receive", "_received", "exhausted", "reading")
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive = receive
-        self._limit = limit
-        self._received = 0
-        self._buffered = bytearray()
-        self._kept: bytearray | None = None
-        self._kept_limit = 0
-        self.exhausted = False
-        """Whether the last byte has been received."""
-        self.reading = False
-        """Whether the upstream side is taking the body at the moment."""
-
-    async def receive(self) -> Message:
-        """
-        Return the next ASGI message, as `receive` would.
-
-        Raises:
-            PayloadTooLarge: the body has passed the limit.
-        """
-        if self._buffered:
-            body = bytes(self._buffered[:_PIECE])
-            del self._buffered[:_PIECE]
-            return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                raise PayloadTooLarge
-            self.exhausted = not message.get("more_body", False)
-        return message
-
-    async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytearray:
-        """
-        Return the whole body, which can still be streamed afterwards: it is this very object, and shrinks while it is.
-
-        Args:
-            limit: bytes.
-            too_large: makes the error for a body that has more.
-
-        Raises:
-            RequestError: what `too_large` made.
-            ClientDisconnected: the client went away.
-        """
-        collected, self._buffered = self._buffered, bytearray()
-        while not self.exhausted:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnected
-            collected += message.get("body", b"")
-            if len(collected) > limit:
-                raise too_large()
-        self._buffered = collected
-        return collected
-
-    def keep(self, limit: int) -> None:
-        """
-        Hold on to what is passed on from now, so that it can be sent again.
-
-        Args:
-            limit: bytes; a longer body is not held.
-        """
-        self._kept, self._kept_limit = bytearray(), limit
-
-    def rewind(self) -> bool:
-        """Begin anew, where the body is complete and all of it was held; otherwise return False."""
-        if self._kept is None or not self.exhausted or self.reading:
-            return False
-        self._buffered[:0] = self._kept
-        self._kept.clear()
-        return True
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        self.reading = True
-        try:
-            while self._buffered or not self.exhausted:
-                message = await self.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected
-                body = message.get("body", b"")
-                if body:
-                    if self._kept is not None:
-                        self._hold(body)
-                    yield body
-        finally:
-            self.reading = False
-
-    def _hold(self, piece: bytes) -> None:
-        assert self._kept is not None  # noqa: S101 - asked by the caller
-        if len(self._kept) + len(piece) > self._kept_limit:
-            self._kept = None
-        else:
-            self._kept += piece
 
 
 class _DisconnectWatch:

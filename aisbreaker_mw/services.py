@@ -47,12 +47,17 @@ class CredentialStyle:
         strategy: name of the way to make the credential where it is more than the secret (`google-cloud`, `aws-sigv4`), or
             None.
         options: the strategy's, by name.
+        header_names: of the headers that carry the credential.
     """
 
     headers: tuple[tuple[bytes, str], ...] = ()
     query: str | None = None
     strategy: str | None = None
     options: tuple[tuple[str, str], ...] = ()
+    header_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "header_names", frozenset(name for name, _ in self.headers))
 
     def headers_for(self, secret: str) -> list[tuple[bytes, bytes]]:
         """Return the raw headers that carry `secret`, which is ASCII; none for an empty one."""
@@ -274,6 +279,16 @@ class Service:
             InvalidRequest: as for `route`.
         """
         return self.base_path + self._complete(rest)
+
+    def resolve(self, method: str, rest: bytes) -> tuple[RouteMatch, bytes]:
+        """
+        Return what `route` and `upstream_target` do, in one step.
+
+        Raises:
+            InvalidRequest: as for `route`.
+        """
+        path = self._complete(rest)
+        return self._routes.find(method, path), self.base_path + path
 
     def _complete(self, rest: bytes) -> bytes:
         check_path(rest)

@@ -25,7 +25,8 @@ import httpx
 
 from .exceptions import CredentialUnsupported, UpstreamBusy, UpstreamCredentialRejected, UpstreamError, UpstreamTimeout
 from .headers import RawHeaders
-from .proxy import RequestBody, UpstreamRequest
+from .proxy import UpstreamRequest
+from .request_body import RequestBody
 
 __all__ = ["PREFIX", "GoogleCloudStrategy"]
 

@@ -30,11 +30,19 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from .exceptions import InvalidRequest, InvalidToken, RequestError, UpstreamCredentialRejected, UpstreamError, UpstreamTimeout
+from .exceptions import (
+    ClientDisconnected,
+    InvalidRequest,
+    InvalidToken,
+    RequestError,
+    UpstreamCredentialRejected,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from .exchange import Exchange
 from .handshake import Handshake
 from .headers import RawHeaders
-from .proxy import ClientDisconnected, Timeouts, UpstreamRequest, answer_headers
+from .proxy import Timeouts, UpstreamRequest, answer_headers
 
 __all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
 

@@ -18,7 +18,8 @@ from aisbreaker_mw import AIsBreakerMiddleware
 from aisbreaker_mw.bedrock import SignatureStrategy
 from aisbreaker_mw.catalog import ServiceCatalog
 from aisbreaker_mw.exceptions import ConfigurationError
-from aisbreaker_mw.proxy import RequestBody, UpstreamRequest
+from aisbreaker_mw.proxy import UpstreamRequest
+from aisbreaker_mw.request_body import RequestBody
 
 from .support import KEY, Recorded, RecordingUpstream, bearer, mint, ok, proxy, serve, settings
 

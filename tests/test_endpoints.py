@@ -17,6 +17,7 @@ from aisbreaker_mw.endpoints import (
     show_version,
 )
 from aisbreaker_mw.exceptions import (
+    ClientDisconnected,
     InvalidClient,
     InvalidRequest,
     MethodNotAllowed,
@@ -26,7 +27,7 @@ from aisbreaker_mw.exceptions import (
     UnsupportedMediaType,
 )
 from aisbreaker_mw.keys import Keyring
-from aisbreaker_mw.proxy import ClientDisconnected, RequestBody
+from aisbreaker_mw.request_body import RequestBody
 from aisbreaker_mw.tokens import TokenSealer
 
 NOW = 1_700_000_000.9

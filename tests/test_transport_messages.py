@@ -6,7 +6,7 @@ import pytest
 from aisbreaker_mw.transport.answer import COMPLETE, AnswerReader
 from aisbreaker_mw.transport.request import OutgoingRequest
 
-from .upstreams import BROKEN, LEFTOVER, MALFORMED, WHOLE, Answer
+from .upstreams import BROKEN, LEFTOVER, MALFORMED, OK, WHOLE, Answer
 
 READ = 32_768
 """Bytes that a connection reads at most at a time."""
@@ -46,10 +46,9 @@ def test_any_other_answer_is_an_error_in_whatever_pieces_it_comes(answer: Answer
             read(answer, pieces)
 
 
-@pytest.mark.parametrize("answer", WHOLE.values(), ids=WHOLE.keys())
-def test_a_prefix_is_never_complete(answer: Answer) -> None:
-    if answer.closes:
-        pytest.skip("an answer that ends with the connection has no other end")
+@pytest.mark.parametrize("name", [name for name in WHOLE if not WHOLE[name].closes])
+def test_a_prefix_is_never_complete(name: str) -> None:
+    answer = WHOLE[name]
     step = max(1, len(answer.raw) // 500)
     for end in range(1, len(answer.raw), step):
         reader = read(answer, [answer.raw[:end]])
@@ -65,7 +64,7 @@ def test_an_answer_that_tls_cut_off_is_no_end() -> None:
 
 
 def test_headers_keep_their_order_case_and_bytes() -> None:
-    raw = b"HTTP/1.1 200 OK\r\nX-b: 1\r\nx-A:  2 \t\r\nX-B: \xff\x80,\t\xc3\xa4\r\nSet-Cookie: a\r\nEmpty:\r\nSet-Cookie: b\r\n\r\n"
+    raw = OK + b"X-b: 1\r\nx-A:  2 \t\r\nX-B: \xff\x80,\t\xc3\xa4\r\nSet-Cookie: a\r\nEmpty:\r\nSet-Cookie: b\r\n\r\n"
     for pieces in splits(raw):
         assert read(Answer(b""), pieces).headers == [
             (b"X-b", b"1"),

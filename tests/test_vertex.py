@@ -318,7 +318,8 @@ async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
     def transport() -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(lambda _: httpx.Response(200, json={"access_token": "t", "expires_in": 3600}))
 
-    from aisbreaker_mw.proxy import RequestBody, UpstreamRequest
+    from aisbreaker_mw.proxy import UpstreamRequest
+    from aisbreaker_mw.request_body import RequestBody
 
     strategy = GoogleCloudStrategy(transport, token_url="https://x.example/token", clock=Clock(), max_entries=3)
     request = UpstreamRequest("GET", ("https", "x", 443), b"/", [])

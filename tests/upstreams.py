@@ -86,6 +86,7 @@ class Upstream:
     Args:
         script: serves a connection, which is closed when it returns.
         ssl_context: for TLS.
+        port: to listen on, instead of a free one.
 
     An exception of a script is raised at the end of the test.
     """
@@ -93,7 +94,7 @@ class Upstream:
     class Done(Exception):
         """The client has closed the connection."""
 
-    def __init__(self, script: Script, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, script: Script, ssl_context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._script = script
         self._ssl_context = ssl_context
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,10 +102,10 @@ class Upstream:
         self.connections = 0
         self.finished = 0
         """Connections whose script has ended."""
-        self.port = 0
+        self.port = port
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._ssl_context)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._ssl_context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
