@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -382,7 +383,8 @@ def ours_calls(port: int, token: str) -> tuple[Call, Call]:
 
 def _ours_version(cache: Path) -> str:
     parts = ["aisbreaker-mw", "uvicorn", "uvloop", "httptools", "httpx"]
-    return f"Python {platform.python_version()}, " + ", ".join(f"{part} {version(part)}" for part in parts)
+    plain = "" if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "") else " (a build without PGO)"
+    return f"Python {platform.python_version()}{plain}, " + ", ".join(f"{part} {version(part)}" for part in parts)
 
 
 def _start_ours(name: str, **settings: str) -> Start:

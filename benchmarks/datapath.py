@@ -61,8 +61,6 @@ CONNECTIONS = (1, 32, 256)
 STREAMS = 64
 """At once, where pieces are counted."""
 HELD_STREAMS = 1000
-SETTLE = 5.0
-"""Seconds that a contender may take to come to rest."""
 
 Figures = dict[str, float]
 
@@ -78,10 +76,11 @@ class Plan:
     probe: float
     pieces: float
     held_streams: float
+    settle: float
 
 
-FULL = Plan(rounds=3, warm_up=1, load=3, longest_load=10, probe=1.5, pieces=2.0, held_streams=30.0)
-QUICK = Plan(rounds=1, warm_up=1, load=1, longest_load=3, probe=0.5, pieces=0.7, held_streams=3.0)
+FULL = Plan(rounds=3, warm_up=1, load=2, longest_load=10, probe=1.0, pieces=1.5, held_streams=10.0, settle=4.0)
+QUICK = Plan(rounds=1, warm_up=1, load=1, longest_load=2, probe=0.4, pieces=0.5, held_streams=2.0, settle=1.0)
 
 
 def main() -> None:
@@ -234,7 +233,7 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
         figures |= _hold_streams(contender.sse, pid, load, plan, sse_request)
 
     load_requests([contender.json], stage, 8, plan.warm_up)
-    _settle(pid)
+    _settle(pid, plan.settle)
     probe = load.probe(contender.json.port, plan.probe, json_request)
     figures["latency_p50_us"], figures["latency_p99_us"] = probe["total_p50"], probe["total_p99"]
     probe = load.probe(contender.sse.port, plan.probe, sse_request_without_number(contender.sse, stage))
@@ -257,7 +256,7 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
             used = cpu_seconds(pid) - cpu
             figures[f"cpu_us_per_request_{connections}"] = used / result["requests"] * 1e6
             figures[f"cpu_share_{connections}"] = used / result["seconds"]
-        _settle(pid)
+        _settle(pid, plan.settle)
 
     opened = load.open(contender.sse.port, STREAMS, 10, sse_request)
     load.run(1, 0.3)
@@ -278,9 +277,9 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
     return figures
 
 
-def _settle(pid: int | None) -> None:
+def _settle(pid: int | None, seconds: float) -> None:
     """Wait until a contender has done with what its clients left behind."""
-    deadline = time.monotonic() + SETTLE
+    deadline = time.monotonic() + seconds
     while pid is not None and time.monotonic() < deadline:
         cpu = cpu_seconds(pid)
         time.sleep(0.1)
@@ -302,7 +301,7 @@ def _hold_streams(call: Call, pid: int, load: Streams, plan: Plan, request: Path
     time.sleep(0.5)
     held = memory_bytes(pid)
     load.close()
-    _settle(pid)
+    _settle(pid, plan.settle)
     figures = {"memory_idle_bytes": idle, "memory_streams_bytes": held, "streams_held": opened["open"]}
     if opened["open"]:
         figures["memory_per_stream_bytes"] = (held - idle) / opened["open"]

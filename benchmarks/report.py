@@ -49,6 +49,8 @@ def markdown(results: dict[str, Any]) -> str:
         "added p99, ms": added("latency_p99_us"),
         "CPU per request, µs": plain("cpu_us_per_request_32", _count),
     }
+    if any(_failed(each["figures"]) for each in measured):
+        requests["failed"] = lambda figures: f"{_failed(figures):,.0f}"
     streams = {
         "pieces/s, one on its way": plain("pieces_per_s_lockstep", _count),
         "of nginx": of_nginx("pieces_per_s_lockstep"),
@@ -134,6 +136,10 @@ def _short(value: float) -> str:
 
 def _mib(value: float) -> str:
     return f"{value / 2**20:.0f}"
+
+
+def _failed(figures: Figures) -> float:
+    return sum(value for name, value in figures.items() if name.startswith("failed_"))
 
 
 def _ratio(value: float | None, nginx: float | None) -> str:

@@ -64,7 +64,7 @@ class Streams:
         return self._order("run", window, round(seconds * 1000))
 
     def close(self) -> dict[str, Any]:
-        """Close all streams; tells after how many `seconds` the upstream saw it, and how many were `lingering` after five."""
+        """Close all streams; tells after how many `seconds` the upstream saw it, and how many were `lingering` after two."""
         return self._order("close")
 
 

@@ -1001,7 +1001,7 @@ async def test_closing_ends_everything(stack: str) -> None:
         await until(lambda: upstream.connections == 3)
         waiting = asyncio.create_task(fetch(transport, upstream.port))
         await asyncio.sleep(0.005)
-        await transport.aclose()
+        await asyncio.gather(transport.aclose(), transport.aclose())
         for task in (reused, fresh, waiting):
             with pytest.raises(httpx.TransportError):
                 await task

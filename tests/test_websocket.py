@@ -546,6 +546,21 @@ async def test_a_foreign_credential_is_forwarded_where_that_is_set() -> None:
             assert ("sec-websocket-protocol", "realtime") in there.headers
 
 
+class Client:
+    """A client as an ASGI server shows it: what it sends is put into `incoming`, and what it gets goes through `take`."""
+
+    def __init__(self, take: Callable[[Any], Awaitable[None]]) -> None:
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "websocket.connect"})
+        self._take = take
+
+    async def connect(self) -> None:
+        app = create_app(settings(services={"openai": {"base_url": URL}}, foreign_credentials="forward"))
+        headers = [(b"host", b"h"), (b"authorization", b"Bearer " + FOREIGN.encode())]
+        scope = {"type": "websocket", "path": "/openai/v1/realtime", "query_string": b"", "headers": headers}
+        await app({**scope, "extensions": {"websocket.http.response": {}}}, self.incoming.get, self._take)
+
+
 @pytest.mark.parametrize("raw", [b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", None], ids=["refused", "accepted"])
 async def test_a_client_that_is_gone_when_the_service_answers(caplog: pytest.LogCaptureFixture, raw: bytes | None) -> None:
     async def script(peer: Peer) -> None:
@@ -553,22 +568,11 @@ async def test_a_client_that_is_gone_when_the_service_answers(caplog: pytest.Log
         await peer.send(raw or accepting(head))
         await peer.closed()
 
-    connected = iter([{"type": "websocket.connect"}])
-
-    async def receive() -> Any:
-        for message in connected:
-            return message
-        await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:
+    async def fail(message: Any) -> None:
         raise OSError
 
-    services = {"openai": {"base_url": URL}}
-    app = create_app(settings(services=services, foreign_credentials="forward"))
-    headers = [(b"host", b"h"), (b"authorization", b"Bearer " + FOREIGN.encode())]
-    scope = {"type": "websocket", "path": "/openai/v1/realtime", "query_string": b"", "headers": headers}
     async with RawService(script) as upstream:
-        await app({**scope, "extensions": {"websocket.http.response": {}}}, receive, send)
+        await Client(fail).connect()
         await until(lambda: upstream.finished == 1, "closing")
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
@@ -707,6 +711,66 @@ async def test_last_words_reach_a_client_that_still_talks(base: str) -> None:
         assert [str(message).rstrip("x") for message in received] == [f"{n}" for n in range(50)]
         assert await closing(client) == (3000, "done")
         await talking
+
+
+async def test_what_was_said_is_delivered_although_the_service_takes_no_more() -> None:
+    taken: list[Any] = []
+    slow = asyncio.Event()
+
+    async def take(message: Any) -> None:
+        taken.append(message)
+        if message.get("text") == "1":
+            await slow.wait()
+
+    async def close(socket: ServerConnection) -> None:
+        for number in (1, 2, 3):
+            await socket.send(f"{number}")
+        await socket.close(3000, "done")
+        client.incoming.put_nowait({"type": "websocket.receive", "text": "too late"})
+        asyncio.get_running_loop().call_later(0.05, slow.set)
+
+    client = Client(take)
+    async with service(close):
+        async with asyncio.timeout(WAIT):
+            await client.connect()
+    assert [message.get("text") for message in taken[1:-1]] == ["1", "2", "3"]
+    assert taken[-1] == {"type": "websocket.close", "code": 3000, "reason": "done"}
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+async def test_a_server_that_takes_no_more(caplog: pytest.LogCaptureFixture, error: type[Exception]) -> None:
+    """The one says that the client has gone (ASGI 2.4); the other is uvicorn's, where it has closed the socket itself."""
+
+    async def take(message: Any) -> None:
+        if message["type"] == "websocket.send":
+            gone = {"type": "websocket.disconnect", "code": 4001, "reason": "bye"}
+            asyncio.get_running_loop().call_later(0.05, client.incoming.put_nowait, gone)
+            raise error
+
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send("hello")
+        await hold(socket)
+
+    client = Client(take)
+    async with service(talk) as upstream:
+        await client.connect()
+        assert await closing(upstream.last) == (4001, "bye")
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_a_service_that_closes_and_does_not_hang_up(base: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.send(accepting(await peer.head()) + b"\x88\x02\x0f\xa0")
+        await peer.closed()
+        await until(client_told.is_set)  # our end was cut, and this one is still open
+
+    client_told = asyncio.Event()
+    async with RawService(script):
+        async with opening(base, token=mint(base, ("", SECRET))) as client:
+            begun = time.monotonic()
+            assert await closing(client) == (4000, "")
+            assert time.monotonic() - begun < 3
+        client_told.set()
 
 
 FAILURES: dict[str, Callable[[ServerConnection], None]] = {

@@ -41,7 +41,6 @@ class Connection(asyncio.BufferedProtocol):
         "_exchange",
         "_flush_handle",
         "_pool",
-        "_reading_paused",
         "_timer",
         "_timer_at",
         "_transport",
@@ -49,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         "closed",
         "expires_at",
         "loop",
+        "reading_paused",
         "used",
         "writing_paused",
     )
@@ -62,9 +62,9 @@ class Connection(asyncio.BufferedProtocol):
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        self._reading_paused = False
         self.loop = loop
         self.buffer_size = pool.buffer_size
+        self.reading_paused = False
         self.writing_paused = False
         self.closed = False
         """Whether either side has closed it, as far as is known."""
@@ -98,14 +98,14 @@ class Connection(asyncio.BufferedProtocol):
                 await exchange.send_body()
             if reader.state == HEAD:
                 await exchange.receive_head()
-        except BaseException:
-            if exchange.error is not None and self.used and not reader.touched and not request.sent:
+        except BaseException as error:
+            if error is exchange.error and self.used and not reader.touched and not request.sent:
                 self._abandon(exchange)
                 raise ConnectionStale from None
             self.drop(exchange)
             raise
-        if reader.state == COMPLETE:
-            self._complete(exchange)
+        if reader.state == COMPLETE and self._exchange is exchange:
+            self._complete(exchange)  # which had to wait for the end of the sending
         return exchange
 
     # The deadline. There is one timer, and it is only ever set again when it fires or is too late: a wait costs a comparison.
@@ -182,8 +182,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_reading(self, exchange: Exchange) -> None:
         """Read on after the exchange's body has been taken."""
-        if self._reading_paused and self._exchange is exchange:
-            self._reading_paused = False
+        if self._exchange is exchange and not self.closed:
+            self.reading_paused = False
             self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -217,8 +217,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if reader.state == COMPLETE:
             self._complete(exchange)
-        elif reader.buffered >= self.buffer_size and not self._reading_paused:
-            self._reading_paused = True
+        elif reader.buffered >= self.buffer_size and not self.reading_paused:
+            self.reading_paused = True
             self._transport.pause_reading()
         exchange.advance()
 
@@ -281,7 +281,9 @@ class Connection(asyncio.BufferedProtocol):
                 and not self.closed
                 and not self._transport.get_write_buffer_size()
             ):
-                self.used = True
+                if self.reading_paused:
+                    self.reading_paused = False
+                    self._transport.resume_reading()
                 self._pool.release(self)
             else:
                 self.abort()

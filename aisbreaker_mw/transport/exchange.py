@@ -137,7 +137,8 @@ class Exchange(httpx.AsyncByteStream):
             if not reader.pieces:
                 raise StopAsyncIteration
         piece = reader.take()
-        self._connection.resume_reading(self)
+        if self._connection.reading_paused:
+            self._connection.resume_reading(self)
         return piece
 
     async def _receive(self) -> None:

@@ -158,8 +158,9 @@ class Pool:
             connection.abort()
             self.free_slot()
             return
-        if self._tls is not None:
+        if self._tls is not None and not connection.used:
             self._tls.session = connection.tls_session
+        connection.used = True
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -192,18 +193,22 @@ class Pool:
         if not self.connections and self._all_lost is not None and not self._all_lost.done():
             self._all_lost.set_result(None)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close every connection, whatever it is doing, and turn away who waits for one."""
         self._closed = True
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_exception(_closed_error())
-        for connection in self.connections:
+        for connection in tuple(self.connections):
             connection.abort()
-        if self.connections:
-            self._all_lost = self._loop.create_future()
-            await self._all_lost
+
+    async def wait_closed(self) -> None:
+        """Wait until no connection is open."""
+        while self.connections:
+            if self._all_lost is None or self._all_lost.done():
+                self._all_lost = self._loop.create_future()
+            await asyncio.shield(self._all_lost)
 
 
 def _closed_error() -> httpx.ConnectError:
@@ -337,4 +342,6 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """Close every connection. Exchanges under way end with an error, and so does every later request."""
         self._closed = True
         for pool in self._pools.values():
-            await pool.aclose()
+            pool.close()
+        for pool in self._pools.values():
+            await pool.wait_closed()

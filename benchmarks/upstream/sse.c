@@ -471,7 +471,7 @@ static void command_close(void) {
             discard(streams[i].client);
             streams[i].client = NULL;
         }
-    double began = now(), end = began + 5;
+    double began = now(), end = began + 2;
     while (upstream_streams > 0 && now() < end) turn(10);
     double seconds = now() - began;
     long lingering = upstream_streams;
