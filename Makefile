@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
+FUZZ_EXAMPLES ?= 20000
+FUZZ_TARGETS := tests/test_faithful.py tests/test_protocol.py tests/test_transport_fuzz.py
 
-.PHONY: demo serve test lint format bench clean
+.PHONY: demo serve test lint format fuzz bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/aisbreaker demo $(DEMO_ARGS)
@@ -25,6 +28,16 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The fuzz targets of the tests, for longer than the tests have time.
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q $(FUZZ_TARGETS)
+
+# The data path beside its peers, then the quotas beside their library's own. Needs nginx, wrk, cc and npm. BENCH_ARGS=--quick
+# is for a look.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/datapath.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/quotas.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

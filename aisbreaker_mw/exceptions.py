@@ -258,7 +258,7 @@ class UpstreamBusy(_Retryable):
     message = "All connections to the AI service are in use. Retry later."
 
 
-class ShuttingDown(RequestError):
+class ShuttingDown(_Retryable):
     """The server drains; a request that had no answer yet can be sent again, elsewhere or later."""
 
     status = 503

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from aisbreaker_mw import exceptions
 from aisbreaker_mw.exceptions import (
     ConfigurationError,
+    CredentialUnsupported,
+    HeadTooLarge,
     InvalidClient,
     InvalidRequest,
     InvalidToken,
@@ -24,8 +26,10 @@ from aisbreaker_mw.exceptions import (
     QuotaStorageUnavailable,
     RateLimitExceeded,
     RequestError,
+    RequestTimeout,
     ResponseInterrupted,
     ServiceNotAllowed,
+    ShuttingDown,
     UnsupportedMediaType,
     UpstreamBusy,
     UpstreamCredentialRejected,
@@ -75,14 +79,18 @@ ERRORS: list[tuple[RequestError, int, str, str, str, str, dict[str, str]]] = [
     (MintingRefused(), 403, "minting_refused", "permission_error", "permission_error", "PERMISSION_DENIED", {}),
     (NotFound(), 404, "not_found", "not_found_error", "not_found_error", "NOT_FOUND", {}),
     (MethodNotAllowed("GET", "HEAD"), 405, "method_not_allowed", INVALID, INVALID, "INVALID_ARGUMENT", {"allow": "GET, HEAD"}),
+    (RequestTimeout(), 408, "request_timeout", INVALID, INVALID, "DEADLINE_EXCEEDED", {}),
     (PayloadTooLarge(), 413, "payload_too_large", INVALID, "request_too_large", "INVALID_ARGUMENT", {}),
     (UnsupportedMediaType(), 415, "unsupported_media_type", INVALID, INVALID, "INVALID_ARGUMENT", {}),
     (MisdirectedRequest(), 421, "misdirected_request", INVALID, INVALID, "INVALID_ARGUMENT", {}),
     (RateLimitExceeded(), 429, "rate_limit_exceeded", "rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED", SOON),
+    (HeadTooLarge(), 431, "request_header_fields_too_large", INVALID, "request_too_large", "INVALID_ARGUMENT", {}),
+    (CredentialUnsupported(), 500, "credential_unsupported", "server_error", "api_error", "INTERNAL", NO_RETRY),
     (UpstreamError(), 502, "upstream_error", "server_error", "api_error", "UNAVAILABLE", {}),
     (UpstreamCredentialRejected(), 502, "upstream_credential_rejected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (QuotaStorageUnavailable(), 503, "quota_storage_unavailable", "server_error", "api_error", "UNAVAILABLE", SOON),
     (UpstreamBusy(), 503, "upstream_busy", "server_error", "api_error", "UNAVAILABLE", SOON),
+    (ShuttingDown(), 503, "server_shutting_down", "server_error", "api_error", "UNAVAILABLE", SOON),
     (UpstreamTimeout(), 504, "upstream_timeout", "server_error", "timeout_error", "DEADLINE_EXCEEDED", {}),
 ]
 each_error = pytest.mark.parametrize(

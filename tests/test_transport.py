@@ -690,11 +690,20 @@ async def echo(peer: Peer) -> None:
 
 
 @native_only
-async def test_an_upstream_that_goes_in_the_middle_of_a_body_is_noticed(transport: httpx.AsyncBaseTransport) -> None:
+@pytest.mark.parametrize("reused", [False, True], ids=["fresh", "reused"])
+async def test_an_upstream_that_goes_in_the_middle_of_a_body_is_noticed(
+    transport: httpx.AsyncBaseTransport, reused: bool
+) -> None:
     async def script(peer: Peer) -> None:
+        if reused:
+            await peer.head()
+            await peer.send(FINE)
         await peer.head()
+        await peer.body(1)
 
     async with Upstream(script) as upstream:
+        if reused:
+            await fetch(transport, upstream.port)
         body = Body(b"x", asyncio.Event().wait)
         with pytest.raises(httpx.TransportError):
             await fetch(transport, upstream.port, method="POST", headers=[length(5)], body=body)
@@ -772,6 +781,8 @@ async def test_waiting_for_a_connection_ends_after_pool_timeout(stack: str) -> N
         await until(lambda: upstream.connections)
         with pytest.raises(httpx.PoolTimeout):
             await fetch(transport, upstream.port, timeout=timeouts(pool=0.01))
+        if isinstance(transport, HTTPTransport):
+            assert not any(pool._waiters for pool in transport._pools.values())
         finish.set()
         assert await first == (200, b"fine")
         assert await fetch(transport, upstream.port, timeout=timeouts(pool=0.01)) == (200, b"fine")
@@ -842,8 +853,9 @@ async def test_an_old_connection_is_not_used_again(stack: str) -> None:
 @pytest.mark.parametrize(
     "leftover", [b"", b"HTTP/1.1 408 Timeout\r\nConnection: close\r\n\r\n", b"x"], ids=["closed", "408", "junk"]
 )
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "stays"])
 async def test_an_idle_connection_that_the_upstream_closes_or_uses_is_not_used_again(
-    transport: httpx.AsyncBaseTransport, leftover: bytes
+    transport: httpx.AsyncBaseTransport, leftover: bytes, closes: bool
 ) -> None:
     gone = asyncio.Event()
 
@@ -853,8 +865,10 @@ async def test_an_idle_connection_that_the_upstream_closes_or_uses_is_not_used_a
         if peer.number == 1:
             await asyncio.sleep(0.005)
             await peer.send(leftover)
-            peer.hang_up()
+            if closes or not leftover:
+                peer.hang_up()
             gone.set()
+            await peer.closed()
 
     async with Upstream(script) as upstream:
         await fetch(transport, upstream.port)
@@ -1010,6 +1024,30 @@ async def test_closing_ends_everything(stack: str) -> None:
         with pytest.raises(httpx.ConnectError):
             await fetch(transport, upstream.port)
         await until(lambda: len(dropped) == 3)
+
+
+@native_only
+async def test_a_connection_that_is_made_after_closing_is_dropped(
+    transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+
+    async def resolve(host: str, port: int) -> list[dialing.Address]:
+        await go.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+
+    monkeypatch.setattr(dialing, "resolve", resolve)
+    async with Upstream(script) as upstream:
+        late = asyncio.create_task(fetch(transport, upstream.port))
+        await asyncio.sleep(0.001)
+        await transport.aclose()
+        go.set()
+        with pytest.raises(httpx.ConnectError):
+            await late
+        await until(lambda: upstream.finished)
 
 
 # 4. Timeouts

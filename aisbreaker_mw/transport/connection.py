@@ -188,9 +188,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none of asyncio's classes
-        if self.closed:
-            self._transport.abort()  # nobody waits for it any more
-        else:
+        if not self.closed:
             self._transport.set_write_buffer_limits(self.buffer_size)
             self._pool.connections.add(self)
 
@@ -224,21 +222,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         exchange = self._exchange
-        if exchange is None:
-            self._pool.forget(self)
-        else:
-            self._receive_eof(exchange)
+        if exchange is not None:
+            try:
+                exchange.reader.receive_eof(self._ended_cleanly())
+            except httpx.RemoteProtocolError as error:
+                self.abort()
+                exchange.fail(error)
+            else:
+                self._complete(exchange)
+                exchange.advance()
         self.closed = True
-
-    def _receive_eof(self, exchange: Exchange) -> None:
-        try:
-            exchange.reader.receive_eof(self._ended_cleanly())
-        except httpx.RemoteProtocolError as error:
-            self.abort()
-            exchange.fail(error)
-        else:
-            self._complete(exchange)
-            exchange.advance()
 
     def _ended_cleanly(self) -> bool:
         """Whether TLS, where there is TLS, said that this is the end. asyncio does not tell; uvloop does not come here."""
