@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import statistics
 import subprocess
@@ -103,12 +104,18 @@ def main() -> None:
     end_on_sigterm()
     prepare_cache()
     os.sched_setaffinity(0, LOAD_CORES)
-    busy = _busy()
+    before = _processor_seconds()
     began = time.monotonic()
     rounds = arguments.rounds or plan.rounds
     results = measure(chosen, plan, rounds)
-    command = shlex.join(["python", "benchmarks/datapath.py", *sys.argv[1:]])
-    results["about"] = {**about(command), "rounds": rounds, "seconds": round(time.monotonic() - began), "busy": busy}
+    seconds = time.monotonic() - began
+    everything, own = (after - earlier for after, earlier in zip(_processor_seconds(), before, strict=True))
+    results["about"] = {
+        **about(shlex.join(["python", "benchmarks/datapath.py", *sys.argv[1:]])),
+        "rounds": rounds,
+        "seconds": round(seconds),
+        "others": max(0.0, everything - own) / seconds / len(CORES),
+    }
     output.mkdir(parents=True, exist_ok=True)
     markdown = report.markdown(results)
     (output / "datapath.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -136,17 +143,12 @@ def about(command: str) -> dict[str, Any]:
     }
 
 
-def _busy() -> str:
-    """Say how much of the processors other programs use."""
-
-    def read() -> tuple[int, int]:
-        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return sum(fields), fields[3] + fields[4]
-
-    total, idle = read()
-    time.sleep(1)
-    later, later_idle = read()
-    return f"{100 * (1 - (later_idle - idle) / (later - total)):.0f} % of its processor time"
+def _processor_seconds() -> tuple[float, float]:
+    """Return the processor seconds that all programs of this machine have used, and those of this one and its children."""
+    user, nice, system = (int(field) for field in Path("/proc/stat").read_text().split()[1:4])
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    everything = (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    return everything, sum(usage.ru_utime + usage.ru_stime for usage in ours)
 
 
 @contextlib.contextmanager

@@ -233,12 +233,12 @@ def _print_system_calls(contender: Running, work: Work, unit: str) -> None:
 
 
 def _print_samples(contender: Running, stage: Stage, work: Work, seconds: int, unit: str) -> None:
-    spy = install_in_venv(CACHE, "py-spy", "py-spy==0.4.1") / "bin" / "py-spy"
+    spy = install_in_venv(CACHE, "py-spy", "py-spy==0.4.3") / "bin" / "py-spy"
     stacks = stage.directory / "stacks"
     command: list[str | Path] = [spy, "record", "--nonblocking", "-f", "raw", "-o", stacks, "-r", str(SAMPLES_PER_SECOND)]
     command += ["-d", str(seconds), "-p", str(_pid(contender))]
     cost = 0.0
-    for _ in range(3):  # reading a running process, py-spy crashes at times
+    for _ in range(5):  # reading a running process, py-spy crashes at times
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as profiler:
             try:
                 _, cost = work(seconds + 1)

@@ -77,7 +77,7 @@ def markdown(results: dict[str, Any]) -> str:
         "Each contender is one process with a core to itself; upstream and load share the others. No contender writes an "
         "access log. Figures are medians of the rounds, in which the contenders take turns. Ratios are to nginx in this run.",
         "",
-        f"How busy the machine was with other things before: {about['busy']}.",
+        f"Meanwhile other programs used {about['others']:.0%} of the machine's processor time.",
         "",
         "## Requests",
         "",

@@ -198,7 +198,9 @@ NAMES = st.one_of(
         ]
     ),
     st.text("abcdefghijklmnopqrstuvwxyz-_.!#$", min_size=1, max_size=8).map(lambda text: b"x-" + text.encode()),
-    st.binary(min_size=1, max_size=4).filter(lambda name: b"\n" not in name),  # a line end makes it another header
+    st.binary(min_size=1, max_size=4).filter(
+        lambda name: not set(name) & set(b"\n:")
+    ),  # a line end or a colon makes it another header
 )
 VALUES = st.one_of(
     st.binary(max_size=12).filter(lambda value: b"\n" not in value),

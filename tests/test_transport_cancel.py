@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
@@ -213,6 +216,10 @@ async def attempt(scenario: Scenario, at: set[int], late: bool) -> int:
         stepped = Stepped(scenario.exchange(transport, upstream.port), at, late)
         task = asyncio.create_task(run(stepped))
         outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+        # A descriptor that is closed twice would be this one's the second time.
+        with socket.socket() as canary:
+            gc.collect(0)
+            os.fstat(canary.fileno())
         cancelled = any(wait < stepped.waits for wait in at)
         assert isinstance(outcome, asyncio.CancelledError) if cancelled else outcome is None, outcome
         await asyncio.gather(*others)
@@ -321,12 +328,19 @@ Awaiting = Callable[[], Awaitable[Any]]
 
 
 @native_only
-async def test_a_body_that_swallows_the_cancellation_is_stopped_all_the_same(stack: str) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("pieces", [[], [b"more", b"still more"]], ids=["ends", "goes on"])
+async def test_a_body_that_swallows_the_cancellation_is_stopped_all_the_same(
+    stack: str, pieces: list[bytes], whole: bool
+) -> None:
     rest: list[bytes] = []
 
     async def script(peer: Peer) -> None:
         await peer.head()
-        await peer.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno")
+        await peer.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n" + (b"no" if whole else b""))
+        await asyncio.sleep(0.005)
+        if not whole:
+            await peer.send(b"no")
         rest.append(await peer.closed())
 
     async def swallow() -> None:
@@ -335,7 +349,7 @@ async def test_a_body_that_swallows_the_cancellation_is_stopped_all_the_same(sta
 
     async with Upstream(script) as upstream:
         transport = HTTPTransport()
-        body = Body(swallow, b"more", b"still more")
+        body = Body(swallow, *pieces)
         task = asyncio.current_task()
         assert task is not None
         assert await fetch(transport, upstream.port, method="POST", headers=[CHUNKED_HEADER], body=body) == (413, b"no")

@@ -112,7 +112,10 @@ class Pool:
                     try:
                         await self._loop.create_connection(lambda: connection, sock=opened, **self._options)
                     except BaseException:
-                        opened.close()
+                        if isinstance(self._loop, asyncio.BaseEventLoop):
+                            opened.close()
+                        else:
+                            opened.detach()  # uvloop has closed it already, and before 0.23 without telling the socket
                         raise
             except TimeoutError as error:
                 raise httpx.ConnectTimeout("the upstream did not accept a connection in time") from error

@@ -1,4 +1,4 @@
-"""A page of another origin in a real browser: fetch, its preflight, a stream, and errors that the page can read."""
+"""A page of another origin in a real browser: fetch, its preflight, a stream, errors that the page can read, and WebSockets."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aisbreaker_mw import create_app
 
 from ..sdks.vendors import PIECES, SECRETS, TEXT, Vendor, make_vendors
-from ..support import bearer, mint, proxy, serve, settings
+from ..support import bearer, mint, proxy, serve, settings, wait_until
+from .realtime import Realtime, realtime
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = Path(__file__).with_name("page.html")
@@ -37,6 +38,7 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 MINT = {"requestAuthAndQuotas": {"serviceSecrets": [{"serviceId": "", "authSecret": "x"}]}}
+REALTIME_SECRET = "sk-SENTINEL-realtime"
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 
 
@@ -92,7 +94,15 @@ def vendors() -> Iterator[dict[str, Vendor]]:
 
 
 @pytest.fixture(scope="module")
-def seen(vendors: dict[str, Vendor], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def realtime_service() -> Iterator[Realtime]:
+    with realtime() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def seen(
+    vendors: dict[str, Vendor], realtime_service: Realtime, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
     """What the page found, and `preflights`."""
     services = {name: {"base_url": vendor.url} for name, vendor in vendors.items()}
     down = {"storage": "redis://127.0.0.1:1", "server": {"global_request_limits": {"requests_per_day": 10**6}}}
@@ -110,12 +120,15 @@ def seen(vendors: dict[str, Vendor], tmp_path_factory: pytest.TempPathFactory) -
         }
         for name in ("minute", "day"):
             assert httpx.get(f"{base}/dummy/v1/models", headers=bearer(tokens[name])).status_code == 200
+        for_realtime = stack.enter_context(proxy(services={"openai": {"base_url": realtime_service.url}}))
+        session = mint(for_realtime, ("realtime:openai.com/gpt-realtime", REALTIME_SECRET))
         site = {
             "base": base,
             "tokens": tokens,
             "upstreams": {name: vendor.url for name, vendor in vendors.items()},
             "withoutStorage": stack.enter_context(proxy(services=services, quotas=down)),
             "forOthers": stack.enter_context(proxy(services=services, cors_origins=["https://app.example"])),
+            "realtime": {"base": for_realtime, "tokens": {"good": session, "broken": session[:-8] + "AAAAAAAA"}},
             "mint": json.dumps(MINT),
         }
         url, arrived, findings = stack.enter_context(page_server(site))
@@ -212,6 +225,29 @@ def test_origins_that_are_not_allowed_see_nothing(seen: dict[str, Any]) -> None:
 def test_minting_is_for_the_same_origin_only(seen: dict[str, Any]) -> None:
     assert seen["minting"] == {"failed": "TypeError"}
     assert seen["minting_unasked"] == {"failed": "TypeError"}
+
+
+def test_a_websocket(seen: dict[str, Any], realtime_service: Realtime) -> None:
+    opened, message, closed = seen["realtime"]
+    assert opened == ["open", "realtime", ""]
+    assert message == ["message", "Grüße"]
+    assert closed == ["close", 4000, "enough", True]
+    wait_until(lambda: realtime_service.closings, "closing")
+    assert realtime_service.closings == [(4000, "enough")]
+    assert realtime_service.messages == ['{"type":"response.create"}']
+
+
+def test_a_websocket_with_an_invalid_token_never_opens(seen: dict[str, Any], realtime_service: Realtime) -> None:
+    assert seen["realtime_invalid"] == [["error"], ["close", 1006, "", False]]
+    assert realtime_service.paths == ["/v1/realtime?model=gpt-realtime"]  # that of the valid token
+
+
+def test_the_websocket_service_saw_no_trace_of_us(seen: dict[str, Any], realtime_service: Realtime) -> None:
+    assert seen["realtime"]
+    realtime_service.check_sealed(REALTIME_SECRET)
+    (headers,) = realtime_service.headers
+    assert [value for name, value in headers if name == "sec-websocket-protocol"] == ["realtime"]
+    assert "origin" not in dict(headers)
 
 
 def test_upstreams_saw_no_trace_of_us(seen: dict[str, Any], vendors: dict[str, Vendor]) -> None:

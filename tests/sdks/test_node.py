@@ -11,8 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
-from ..support import bearer, mint, proxy
+from aisbreaker_mw import create_app
+
+from ..browser.realtime import realtime
+from ..support import bearer, mint, proxy, serve, settings, wait_until
 from .vendors import SECRETS, Vendor, make_vendors
 
 NODE = Path(__file__).parents[1] / "node"
@@ -79,16 +83,45 @@ SENT = {
 }
 
 
-@pytest.mark.usefixtures("packages")
-@pytest.mark.parametrize("name", SENT)
-def test_sdk(site: tuple[dict[str, Any], dict[str, Vendor]], name: str) -> None:
-    description, vendors = site
-    environment = {"PATH": os.environ["PATH"], "SITE": json.dumps(description)}
+def run_tests(name: str, description: dict[str, Any], **environment: str) -> None:
+    """Run one file of tests, and check that all of them ran and passed."""
+    environment = {"PATH": os.environ["PATH"], "SITE": json.dumps(description), **environment}
     command = ["node", "--test", "--test-reporter=tap", f"{name}.test.mjs"]
     run = subprocess.run(command, cwd=NODE, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "# fail 0" in run.stdout
     assert "# skipped 0" in run.stdout
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("name", SENT)
+def test_sdk(site: tuple[dict[str, Any], dict[str, Vendor]], name: str) -> None:
+    description, vendors = site
+    run_tests(name, description)
     assert {line for vendor in vendors.values() for line in vendor.request_lines} == SENT[name]
     for vendor in vendors.values():
         vendor.check_sealed()
+
+
+@pytest.mark.usefixtures("packages")
+def test_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's SDK opens its WebSocket over TLS whatever the base URL says, so that is what our server speaks here."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+    secret = "sk-SENTINEL-realtime"
+    with ExitStack() as stack:
+        trusted = stack.enter_context(authority.cert_pem.tempfile())
+        monkeypatch.setenv("SSL_CERT_FILE", trusted)
+        upstream = stack.enter_context(realtime())
+        app = create_app(settings(services={"openai": {"base_url": upstream.url}}))
+        base = stack.enter_context(serve(app, ssl_certfile=stack.enter_context(certificate.tempfile())))
+        base = base.replace("http", "https", 1)
+        good = mint(base, ("realtime:openai.com/gpt-realtime", secret))
+        other = mint(base, ("realtime:openai.com/gpt-other", secret))
+        tokens = {"good": good, "broken": good[:-8] + "AAAAAAAA", "other": other}
+        run_tests("realtime", {"base": base, "tokens": tokens}, NODE_EXTRA_CA_CERTS=trusted)
+        wait_until(lambda: upstream.closings, "closing")
+    assert upstream.paths == ["/v1/realtime?model=gpt-realtime"]
+    assert upstream.messages == ['{"type":"response.create"}']
+    assert upstream.closings == [(4000, "enough")]
+    upstream.check_sealed(secret)
