@@ -159,11 +159,15 @@ async def test_a_body_that_ends_with_the_connection_is_whole_only_if_tls_says_so
 
     async with Upstream(script, server_context(authority)) as upstream:
         transport = make_transport(stack, ssl_context=trusting)
-        response = await transport.handle_async_request(make_request(upstream.port, scheme="https", host="localhost"))
-        if paused:
-            await asyncio.sleep(0.05)
+
+        async def exchange() -> bytes:
+            response = await transport.handle_async_request(make_request(upstream.port, scheme="https", host="localhost"))
+            if paused:
+                await asyncio.sleep(0.05)
+            return await collect(response)
+
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
-            await collect(response)
+            await exchange()
         await transport.aclose()
 
 
