@@ -317,6 +317,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """End an answer that will not be completed: with `error` if it has not begun, else by cutting the connection."""
         if cycle.response_complete or cycle.disconnected:
             return
+        cycle.flush_head()
         cycle.disconnected = True
         cycle.message_event.set()
         if not cycle.response_started and not self.transport.is_closing():

@@ -111,7 +111,7 @@ class _DisconnectWatch:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio always runs in a task
         self._task = task
-        self._loop = asyncio.get_running_loop()
+        self._loop = task.get_loop()
         self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
         return self
 

@@ -35,6 +35,8 @@ _SPECIAL = frozenset({_CONNECTION, _CONTENT_LENGTH, _TRANSFER_ENCODING, _prefix(
 class Connection(Protocol):
     """What a cycle asks of the connection that it belongs to."""
 
+    loop: asyncio.AbstractEventLoop
+
     def resume_body(self) -> None:
         """Read on: the app asks for more of the request's body."""
 
@@ -49,6 +51,8 @@ class ResponseCycle(RequestResponseCycle):
     bodyless = False
     close_delimited = False
     """RFC 9112, 6.3: an answer to HTTP/1.0 without a Content-Length ends where the connection does."""
+    _head = b""
+    _head_flush: asyncio.Handle | None = None
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         """Run the app, and see to it that an answer which it leaves unfinished looks unfinished."""
@@ -153,7 +157,9 @@ class ResponseCycle(RequestResponseCycle):
             raise RuntimeError("Invalid HTTP header value.")
         head = STATUS_LINE[status] + head
         self.response_started = True
-        self.transport.write(head)
+        # Head and first piece of the body leave in one write where the piece is at hand; the head waits for nothing longer.
+        self._head = head
+        self._head_flush = self.protocol.loop.call_soon(self.flush_head)
         if self.access_log:
             self.access_logger.info(
                 '%s - "%s %s HTTP/%s" %d',
@@ -164,15 +170,33 @@ class ResponseCycle(RequestResponseCycle):
                 status,
             )
 
+    def flush_head(self) -> None:
+        """Write the answer's head, where it has not been written yet."""
+        if self._head:
+            self._write(b"")
+
+    def _write(self, data: bytes) -> None:
+        head = self._head
+        if self._head_flush is not None:
+            self._head_flush.cancel()
+            self._head_flush = None
+            self._head = b""
+        if self.transport.is_closing():
+            return
+        if head and data:
+            self.transport.writelines((head, data))
+        else:
+            self.transport.write(head or data)
+
     def _send_body(self, body: bytes, more_body: bool) -> None:
         if self.bodyless:
             pass
         elif self.chunked_encoding:
             if body:
                 end = b"\r\n" if more_body else b"\r\n0\r\n\r\n"
-                self.transport.write(b"".join((b"%x\r\n" % len(body), body, end)))
+                self._write(b"".join((b"%x\r\n" % len(body), body, end)))
             elif not more_body:
-                self.transport.write(b"0\r\n\r\n")
+                self._write(b"0\r\n\r\n")
         else:
             if not self.close_delimited:
                 self.expected_content_length -= len(body)
@@ -181,8 +205,9 @@ class ResponseCycle(RequestResponseCycle):
                 if self.expected_content_length > 0 and not more_body:
                     raise RuntimeError("Response content shorter than Content-Length")
             if body:
-                self.transport.write(body)
+                self._write(body)
         if not more_body:
+            self.flush_head()
             self.response_complete = True
             self.message_event.set()
             self.on_response()

@@ -1199,10 +1199,25 @@ async def test_an_address_that_does_not_answer_holds_up_little(
     monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0.01)
     async with Upstream(always(FINE), port=full_listener):
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1", "127.0.0.2")
+        tasks = len(asyncio.all_tasks())
         assert await fetch(transport, full_listener, host="many.example", timeout=timeouts(connect=1)) == (200, b"fine")
+        await until(lambda: len(asyncio.all_tasks()) == tasks + 1, "the end of the other attempts")  # and one of the upstream's
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.2")
         with pytest.raises(httpx.ConnectTimeout):
             await fetch(transport, full_listener, host="few.example", timeout=timeouts(connect=0.05))
+
+
+@native_only
+async def test_of_two_addresses_that_answer_one_is_used(
+    transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0)
+    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.1", "127.0.0.1")
+    async with Upstream(always(FINE)) as upstream:
+        for _ in range(2):
+            assert await fetch(transport, upstream.port, host="many.example") == (200, b"fine")
+        await until(lambda: upstream.connections > 1)
+        await until(lambda: upstream.connections - upstream.finished == 1)
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

@@ -79,6 +79,7 @@ def test_headers_keep_their_order_case_and_bytes() -> None:
 def test_headers_of_interim_answers_and_trailers_are_not_the_answers() -> None:
     reader = read(Answer(b""), [WHOLE["several interim answers"].raw])
     assert reader.headers == [(b"Transfer-Encoding", b"chunked")]
+    assert reader.reason == b"OK"
     reader = read(Answer(b""), [WHOLE["trailers"].raw])
     assert reader.headers == [(b"Transfer-Encoding", b"chunked")]
 

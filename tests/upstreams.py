@@ -220,6 +220,9 @@ WHOLE = {
         b"hi",
         reusable=True,
     ),
+    "long interim answers": Answer(
+        12 * (b"HTTP/1.1 102 Processing\r\n" + 6 * FILL + b"\r\n") + OK + b"Content-Length: 2\r\n\r\nhi", b"hi", reusable=True
+    ),
     "error status": Answer(b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno", b"no", status=503, reusable=True),
     "no reason": Answer(b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi", reusable=True),
     "empty reason": Answer(b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nhi", b"hi", reusable=True),
@@ -279,6 +282,9 @@ MALFORMED = {
     "NUL in the reason": Answer(b"HTTP/1.1 200 O\0K\r\nContent-Length: 2\r\n\r\nhi", None),
     "101": Answer(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", None),
     "101 without Upgrade": Answer(b"HTTP/1.1 101 Switching\r\n\r\n", None),
+    "a line end after an interim answer": Answer(
+        b"HTTP/1.1 100 Continue\r\n\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", None
+    ),
     "interim answers without end": Answer(
         17 * b"HTTP/1.1 102 Processing\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n", None, stock="accepts"
     ),
