@@ -48,7 +48,7 @@ from processes import (
     CORES,
     LOAD_CORES,
     cpu_seconds,
-    end_on_sigterm,
+    end_on_signals,
     free_port,
     memory_bytes,
     running,
@@ -58,7 +58,6 @@ from sse_client import Streams, streams
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
-CONNECTIONS = (1, 32, 256)
 STREAMS = 64
 """At once, where pieces are counted."""
 HELD_STREAMS = 1000
@@ -68,9 +67,10 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure, in seconds."""
+    """How long to measure, in seconds, and with how many connections."""
 
     rounds: int
+    connections: tuple[int, ...]
     warm_up: int
     load: int
     longest_load: int
@@ -80,8 +80,28 @@ class Plan:
     settle: float
 
 
-FULL = Plan(rounds=3, warm_up=1, load=2, longest_load=10, probe=1.0, pieces=1.5, held_streams=10.0, settle=4.0)
-QUICK = Plan(rounds=1, warm_up=1, load=1, longest_load=2, probe=0.4, pieces=0.5, held_streams=2.0, settle=1.0)
+FULL = Plan(
+    rounds=3,
+    connections=(1, 32, 256),
+    warm_up=1,
+    load=2,
+    longest_load=10,
+    probe=1.0,
+    pieces=1.5,
+    held_streams=10.0,
+    settle=4.0,
+)
+QUICK = Plan(
+    rounds=1,
+    connections=(1, 32),
+    warm_up=1,
+    load=1,
+    longest_load=2,
+    probe=0.4,
+    pieces=0.5,
+    held_streams=2.0,
+    settle=1.0,
+)
 
 
 def main() -> None:
@@ -101,7 +121,7 @@ def main() -> None:
     whole = not (arguments.quick or arguments.only)
     output = arguments.output or (HERE / "results" if whole else CACHE / "results")
 
-    end_on_sigterm()
+    end_on_signals()
     prepare_cache()
     os.sched_setaffinity(0, LOAD_CORES)
     before = _processor_seconds()
@@ -242,7 +262,7 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
     figures["first_piece_p50_us"], figures["first_piece_p99_us"] = probe["first_p50"], probe["first_p99"]
 
     rate = 0.0
-    for connections in CONNECTIONS:
+    for connections in plan.connections:
         # A slow contender answers all connections about at once, and only rarely: it needs a longer look.
         seconds = plan.load if not rate else min(plan.longest_load, max(plan.load, round(4 * connections / rate)))
         cpu = cpu_seconds(pid) if pid else 0.0

@@ -30,7 +30,7 @@ from typing import Any
 
 from contenders import CONTENDERS, OURS, Running, Stage, install_in_venv, mint, ours_calls, ours_environment
 from datapath import CACHE, STREAMS, load_requests, prepare_cache, upstreams
-from processes import CONTENDER_CORE, LOAD_CORES, cpu_seconds, end_on_sigterm, free_port, is_alive, running, wait_for_port
+from processes import CONTENDER_CORE, LOAD_CORES, cpu_seconds, end_on_signals, free_port, is_alive, running, wait_for_port
 from sse_client import Streams
 
 SAMPLES_PER_SECOND = 500
@@ -68,7 +68,7 @@ def main() -> None:
     if arguments.counting is not None:
         _serve_counting(int(arguments.counting[0]), Path(arguments.counting[1]))
         return
-    end_on_sigterm()
+    end_on_signals()
     os.sched_setaffinity(0, LOAD_CORES)
     prepare_cache()
     ours = next(each for each in CONTENDERS if each.key == OURS)

@@ -88,13 +88,14 @@ def _end(process: "subprocess.Popen[str]") -> None:
                 pipe.close()
 
 
-def end_on_sigterm() -> None:
-    """Have SIGTERM clean up as Ctrl-C does."""
+def end_on_signals() -> None:
+    """Have SIGTERM clean up as Ctrl-C does, and Ctrl-C do so even where whoever started this ignores it."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
 
 
 def _tree(pid: int) -> list[int]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from contenders import CONTENDERS, OURS, Call, Running, Stage, Unavailable, check
 from datapath import load_requests, prepare_cache, upstreams
-from processes import LOAD_CORES, end_on_sigterm, memory_bytes
+from processes import LOAD_CORES, end_on_signals, memory_bytes
 from sse_client import Streams
 
 STREAMS = 100
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--allowed", type=float, default=2.0, help="MiB that the memory may grow after the warm-up")
     arguments = parser.parse_args()
     warm_up = 60 * (min(2.0, arguments.minutes / 5) if arguments.warm_up is None else arguments.warm_up)
-    end_on_sigterm()
+    end_on_signals()
     os.sched_setaffinity(0, LOAD_CORES)
     prepare_cache()
     ours = next(each for each in CONTENDERS if each.key == OURS)

@@ -1211,13 +1211,21 @@ async def test_an_address_that_does_not_answer_holds_up_little(
 async def test_of_two_addresses_that_answer_one_is_used(
     transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    open_one = dialing._open
+    both = asyncio.Barrier(2)
+
+    async def open_two(address: dialing.Address) -> socket.socket:
+        opened = await open_one(address)
+        await both.wait()
+        return opened
+
+    monkeypatch.setattr(dialing, "_open", open_two)
     monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0)
-    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.1", "127.0.0.1")
+    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.1")
     async with Upstream(always(FINE)) as upstream:
         for _ in range(2):
             assert await fetch(transport, upstream.port, host="many.example") == (200, b"fine")
-        await until(lambda: upstream.connections > 1)
-        await until(lambda: upstream.connections - upstream.finished == 1)
+        await until(lambda: (upstream.connections, upstream.finished) == (2, 1))
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
