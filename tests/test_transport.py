@@ -1112,20 +1112,20 @@ async def test_the_timeout_bounds_each_wait_and_not_their_sum(transport: httpx.A
         await peer.head()
         await peer.send(CHUNKED)
         for _ in range(20):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
             await peer.send(b"1\r\nx\r\n")
         await peer.send(b"0\r\n\r\n")
 
     async with Upstream(script) as upstream:
-        assert await fetch(transport, upstream.port, timeout=timeouts(read=0.1)) == (200, 20 * b"x")
+        assert await fetch(transport, upstream.port, timeout=timeouts(read=0.3)) == (200, 20 * b"x")
 
 
 @native_only
 async def test_the_time_to_the_head_begins_at_the_end_of_the_body(transport: httpx.AsyncBaseTransport) -> None:
     async with Upstream(echo) as upstream:
-        body = Body(lambda: asyncio.sleep(0.1), b"hi")
+        body = Body(lambda: asyncio.sleep(0.4), b"hi")
         options = {"method": "POST", "headers": [length(2)], "body": body}
-        assert await fetch(transport, upstream.port, timeout=timeouts(read=0.05), **options) == (200, b"hi")
+        assert await fetch(transport, upstream.port, timeout=timeouts(read=0.3), **options) == (200, b"hi")
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["coming", "there"])
