@@ -280,6 +280,9 @@ MALFORMED = {
     "status 99": Answer(b"HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nhi", None),
     "status 600": Answer(b"HTTP/1.1 600 OK\r\nContent-Length: 2\r\n\r\nhi", None, stock="accepts"),
     "NUL in the reason": Answer(b"HTTP/1.1 200 O\0K\r\nContent-Length: 2\r\n\r\nhi", None),
+    "NUL in the reason of an interim answer": Answer(
+        b"HTTP/1.1 100 Con\0tinue\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", None
+    ),
     "101": Answer(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", None),
     "101 without Upgrade": Answer(b"HTTP/1.1 101 Switching\r\n\r\n", None),
     "a line end after an interim answer": Answer(

@@ -175,13 +175,20 @@ class AnswerReader:
                 raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed")
             if end < 0:
                 return
-            self.status = parser.get_status_code()
-            if self.status >= 200:
-                self._begin_body(parser, rest)
+            self.status = status = parser.get_status_code()
+            self.version = version = parser.get_http_version()
+            if (
+                not 100 <= status <= 599
+                or version not in ("1.1", "1.0")
+                or self.reason.translate(None, _CONTROLS) != self.reason
+            ):
+                raise httpx.RemoteProtocolError("the status line of the upstream's answer is malformed")
+            if status >= 200:
+                self._begin_body(rest)
                 return
             # RFC 9110, 15.2: any number of interim answers precedes the final one. 101 answers an Upgrade, which nobody sent.
             self._interim += 1
-            if self.status < 100 or self.status == 101 or self._interim > MAX_INTERIM:
+            if status == 101 or self._interim > MAX_INTERIM:
                 raise httpx.RemoteProtocolError("the upstream sent an interim answer that was not asked for")
             self.headers.clear()
             self.reason = b""
@@ -189,12 +196,9 @@ class AnswerReader:
             self._head_read = False
             data = rest
 
-    def _begin_body(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
+    def _begin_body(self, data: bytes) -> None:
         """RFC 9112, 6.3, in its order."""
-        version = parser.get_http_version()
-        if self.status > 599 or version not in ("1.1", "1.0") or self.reason.translate(None, _CONTROLS) != self.reason:
-            raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed")
-        self.version = version
+        version = self.version
         options: list[bytes] = []
         length: int | None = None
         chunked = False
