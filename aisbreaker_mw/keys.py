@@ -46,7 +46,7 @@ def parse_key(text: str, *, name: str) -> bytes:
 
 def stretch_keyphrase(phrase: str, *, name: str) -> bytes:
     """
-    Return the master key that a keyphrase stands for (Argon2id, RFC 9106). Takes about a quarter of a second and 64 MiB.
+    Return the master key that a keyphrase stands for (Argon2id, RFC 9106). Takes about a tenth of a second and 64 MiB.
 
     Raises:
         ConfigurationError: naming `name`, when the phrase has fewer than 20 characters.

@@ -99,7 +99,7 @@ class _DisconnectWatch:
     `client_gone` tells that afterwards. Nothing runs before `DISCONNECT_CHECK` seconds have passed.
     """
 
-    __slots__ = ("_body", "_cancelled", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
+    __slots__ = ("_body", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
 
     def __init__(self, receive: Receive, body: RequestBody) -> None:
         self._receive = receive

@@ -207,7 +207,7 @@ class Settings(BaseSettings):
 
     def keyring(self) -> Keyring:
         """
-        Return the keyring that the settings name. With a keyphrase this takes about a quarter of a second.
+        Return the keyring that the settings name. With a keyphrase this takes about a tenth of a second.
 
         Raises:
             ConfigurationError: when no key is set, both a key and a keyphrase are, or one is malformed.
