@@ -1,7 +1,8 @@
 """The body of the client's request: streamed, bounded, and read only where a token names engines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Self
 
 import httpx
 from starlette.types import Message, Receive, Scope
@@ -96,20 +97,32 @@ class RequestBody(httpx.AsyncByteStream):
         self._kept.clear()
         return True
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    # Not a generator: asyncio keeps a list of those, and a request has to get along without them.
+
+    def __aiter__(self) -> Self:
         self.reading = True
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
             while self._buffered or not self.exhausted:
                 message = await self.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnected
-                body = message.get("body", b"")
+                body: bytes = message.get("body", b"")
                 if body:
                     if self._kept is not None:
                         self._hold(body)
-                    yield body
-        finally:
+                    return body
+        except BaseException:
             self.reading = False
+            raise
+        self.reading = False
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Read no further."""
+        self.reading = False
 
     def _hold(self, piece: bytes) -> None:
         assert self._kept is not None  # noqa: S101 - asked by the caller

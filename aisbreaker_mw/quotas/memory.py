@@ -101,6 +101,7 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
         data = self._data
         find = self._records.get
         found = []
+        fresh = False
         least = MAX_AMOUNT + 1
         nearest: tuple[str, int, int, int] | None = None
         for bucket in buckets:
@@ -111,30 +112,52 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
             i = record + 2
             for amount, length in bucket.windows:
                 left = data[i] - now
+                current = data[i + 2]
                 if left <= 0:
                     # The window in progress ended. Of a request that is refused in the end nothing remains of this step:
                     # the counts are the same whether it is taken now or at the next request.
-                    if left > -length and data[i + 2]:
+                    if left > -length and current:
                         data[i] += length
-                        data[i + 1] = data[i + 2]
+                        data[i + 1] = current
                         data[i + 2] = 0
                         left += length
                     else:
                         data[i] = data[i + 1] = data[i + 2] = 0
                         left = length
-                remaining = amount - data[i + 2] - cost
+                    current = 0
+                if not current:
+                    fresh = True
+                remaining = amount - current - cost
                 previous = data[i + 1]
                 if previous:
                     remaining -= previous * left // length
-                if remaining < 0:
-                    return self._refuse(buckets, cost, now)
-                if remaining <= least and (nearest is None or remaining < least or length > nearest[2]):
-                    least = remaining
-                    nearest = (bucket.policy, amount, length, left)
+                if remaining <= least:
+                    if remaining < 0:
+                        return self._refuse(buckets, cost, now)
+                    if remaining < least or nearest is None or length > nearest[2]:
+                        least = remaining
+                        nearest = (bucket.policy, amount, length, left)
                 i += 3
         if nearest is None:
             return None
 
+        created = 0
+        if fresh:  # a window without a record has counted nothing either
+            created = self._count_first(buckets, found, cost, now)
+        else:
+            for bucket, record in zip(buckets, found, strict=True):
+                for i in range(record + 4, record + 4 + 3 * len(bucket.windows), 3):
+                    data[i] += cost
+        # Twice as many as were made, so that the inspection overtakes any growth.
+        self._due += 1 + 2 * created
+        if self._due >= _INSPECTION:
+            self._inspect(now)
+        policy, amount, length, left = nearest
+        return Decision(True, policy, amount, length // 1000, least, left / 1000)
+
+    def _count_first(self, buckets: Buckets, found: list[int], cost: int, now: int) -> int:
+        """Count a request in windows of which some begin with it, and say how many records were made for that."""
+        data = self._data
         created = 0
         for bucket, record in zip(buckets, found, strict=True):
             if not record:
@@ -151,12 +174,7 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
                     if data[record] < end + length:
                         data[record] = end + length
                 i += 3
-        # Twice as many as were made, so that the inspection overtakes any growth.
-        self._due += 1 + 2 * created
-        if self._due >= _INSPECTION:
-            self._inspect(now)
-        policy, amount, length, left = nearest
-        return Decision(True, policy, amount, length // 1000, least, left / 1000)
+        return created
 
     def _refuse(self, buckets: Buckets, cost: int, now: int) -> Decision:
         """Find the window that takes longest to admit the request."""

@@ -10,6 +10,7 @@ import httpx
 from .connection import Connection, ConnectionStale
 from .dialing import open_socket
 from .exchange import Exchange, Timeouts
+from .fields import RawHeaders
 from .request import OutgoingRequest
 from .tls import ResumingContext, default_context
 
@@ -223,6 +224,12 @@ def _expire(waiter: "asyncio.Future[Connection | None]") -> None:
         waiter.set_exception(httpx.PoolTimeout("no connection to the upstream became free in time"))
 
 
+def origin_of(url: httpx.URL) -> tuple[str, str, int]:
+    """Return scheme, host (as DNS knows it) and port of a URL."""
+    scheme = url.scheme
+    return scheme, url.raw_host.decode("ascii"), url.port or (443 if scheme == "https" else 80)
+
+
 class HTTPTransport(httpx.AsyncBaseTransport):
     """
     HTTP/1.1 on asyncio, or uvloop, for one event loop.
@@ -281,14 +288,51 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: see above.
         """
-        url = request.url
         extensions = request.extensions
         stream = request.stream
         if not isinstance(stream, httpx.AsyncByteStream):
             raise RuntimeError("an asynchronous request body is needed")
-        outgoing = OutgoingRequest(request.method, extensions.get("target") or url.raw_path, request.headers.raw, stream)
-        timeouts: Timeouts = extensions.get("timeout") or {}
-        pool = self._pool(url)
+        exchange = await self.send(
+            request.method,
+            origin_of(request.url),
+            extensions.get("target") or request.url.raw_path,
+            request.headers.raw,
+            stream,
+            extensions.get("timeout") or {},
+        )
+        reader = exchange.reader
+        return httpx.Response(
+            reader.status,
+            headers=reader.headers,
+            stream=exchange,
+            extensions={"http_version": b"HTTP/" + reader.version.encode(), "reason_phrase": reader.reason},
+        )
+
+    async def send(
+        self,
+        method: str,
+        origin: tuple[str, str, int],
+        target: bytes,
+        headers: RawHeaders,
+        stream: httpx.AsyncByteStream,
+        timeouts: Timeouts,
+    ) -> Exchange:
+        """
+        Do what `handle_async_request` does without making httpx's models of the request and its answer.
+
+        Args:
+            method: a token.
+            origin: of `origin_of`.
+            target: request target, written byte for byte.
+            headers: written in order, case as given.
+            stream: the body; read once, if the headers frame one.
+            timeouts: seconds; looked up anew for every wait.
+
+        Raises:
+            httpx.TransportError: see above.
+        """
+        outgoing = OutgoingRequest(method, target, headers, stream)
+        pool = self._pools.get(origin) or self._open_pool(origin)
         try:
             connection = pool.take_idle() or await pool.acquire(timeouts)
             try:
@@ -302,13 +346,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             raise
         if not exchange.request_sent:
             await self._stop(exchange)
-        reader = exchange.reader
-        return httpx.Response(
-            reader.status,
-            headers=reader.headers,
-            stream=exchange,
-            extensions={"http_version": b"HTTP/" + reader.version.encode(), "reason_phrase": reader.reason},
-        )
+        return exchange
 
     @staticmethod
     async def _stop(exchange: Exchange) -> None:
@@ -319,32 +357,30 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             await exchange.aclose()
             raise
 
-    def _pool(self, url: httpx.URL) -> Pool:
-        scheme = url.scheme
-        port = url.port or (443 if scheme == "https" else 80)
-        origin = (scheme, url.raw_host.decode("ascii"), port)
+    def _open_pool(self, origin: tuple[str, str, int]) -> Pool:
         if self._closed:
             raise _closed_error()
-        pool = self._pools.get(origin)
-        if pool is None:
-            if scheme not in ("http", "https") or not origin[1]:
-                raise httpx.UnsupportedProtocol("only http and https to a host are supported")
-            if scheme == "https" and self._ssl_context is None:
-                self._ssl_context = default_context()
-            pool = self._pools[origin] = Pool(
-                origin,
-                max_connections=self._max_connections,
-                keepalive_expiry=self._keepalive_expiry,
-                max_connection_age=self._max_connection_age,
-                ssl_context=self._ssl_context if scheme == "https" else None,
-                buffer=self._buffer,
-            )
+        scheme, host, _ = origin
+        if scheme not in ("http", "https") or not host:
+            raise httpx.UnsupportedProtocol("only http and https to a host are supported")
+        if scheme == "https" and self._ssl_context is None:
+            self._ssl_context = default_context()
+        pool = self._pools[origin] = Pool(
+            origin,
+            max_connections=self._max_connections,
+            keepalive_expiry=self._keepalive_expiry,
+            max_connection_age=self._max_connection_age,
+            ssl_context=self._ssl_context if scheme == "https" else None,
+            buffer=self._buffer,
+        )
         return pool
 
     async def aclose(self) -> None:
         """Close every connection. Exchanges under way end with an error, and so does every later request."""
         self._closed = True
-        for pool in self._pools.values():
+        pools = list(self._pools.values())
+        self._pools.clear()
+        for pool in pools:
             pool.close()
-        for pool in self._pools.values():
+        for pool in pools:
             await pool.wait_closed()
