@@ -99,11 +99,12 @@ class _DisconnectWatch:
     `client_gone` tells that afterwards. Nothing runs before `DISCONNECT_CHECK` seconds have passed.
     """
 
-    __slots__ = ("_body", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
+    __slots__ = ("_body", "_exchange", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
 
-    def __init__(self, receive: Receive, body: RequestBody) -> None:
+    def __init__(self, receive: Receive, body: RequestBody, exchange: Exchange) -> None:
         self._receive = receive
         self._body = body
+        self._exchange = exchange
         self._watch: asyncio.Task[None] | None = None
         self.client_gone = False
 
@@ -116,8 +117,8 @@ class _DisconnectWatch:
         return self
 
     def _start(self) -> None:
-        if self._body.reading:
-            # The body's reader has `receive` and sees the client go itself.
+        if self._body.reading and not self._body.exhausted:
+            # The rest of the body is its reader's, who has `receive` and sees the client go itself.
             self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
         else:
             self._watch = self._loop.create_task(self._wait())
@@ -126,8 +127,11 @@ class _DisconnectWatch:
         # Body that the upstream did not want to read is taken and dropped.
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.client_gone = True
-        self._task.cancel()
+        # After a whole answer a server tells of a disconnection as well, and what is left to do is to tidy up: a connection
+        # that a transport is about to take back must not be lost to it.
+        if not self._exchange.complete:
+            self.client_gone = True
+            self._task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         self._timer.cancel()
@@ -168,7 +172,7 @@ class UpstreamProxy:
             RequestError: nothing has been answered yet, and this is to be.
             ResponseInterrupted: the service broke off in the middle of the answer.
         """
-        with _DisconnectWatch(receive, body):
+        with _DisconnectWatch(receive, body, exchange):
             try:
                 attempt: UpstreamRequest | None = upstream
                 while attempt is not None:
@@ -221,6 +225,7 @@ class UpstreamProxy:
             "pool": timeouts.pool,
         }
         stream: httpx.AsyncByteStream
+        body.reading = True
         if self._native is not None:
             stream = answer = await self._native.send(upstream.method, origin, upstream.target, upstream.headers, body, timeout)
             status, received = answer.reader.status, answer.reader.headers
@@ -231,6 +236,7 @@ class UpstreamProxy:
             )
             assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
             stream, status, received = response.stream, response.status_code, response.headers.raw
+        body.reading = False
         try:
             timeout["read"] = timeouts.idle
             received = [(name.lower(), value) for name, value in received]

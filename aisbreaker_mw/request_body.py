@@ -36,7 +36,7 @@ class RequestBody(httpx.AsyncByteStream):
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
-        """Whether the upstream side is taking the body at the moment."""
+        """Whether what is still to come is the upstream's, which takes it or will: from the sending to the answer's head."""
 
     async def receive(self) -> Message:
         """
@@ -100,29 +100,19 @@ class RequestBody(httpx.AsyncByteStream):
     # Not a generator: asyncio keeps a list of those, and a request has to get along without them.
 
     def __aiter__(self) -> Self:
-        self.reading = True
         return self
 
     async def __anext__(self) -> bytes:
-        try:
-            while self._buffered or not self.exhausted:
-                message = await self.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected
-                body: bytes = message.get("body", b"")
-                if body:
-                    if self._kept is not None:
-                        self._hold(body)
-                    return body
-        except BaseException:
-            self.reading = False
-            raise
-        self.reading = False
+        while self._buffered or not self.exhausted:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            body: bytes = message.get("body", b"")
+            if body:
+                if self._kept is not None:
+                    self._hold(body)
+                return body
         raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Read no further."""
-        self.reading = False
 
     def _hold(self, piece: bytes) -> None:
         assert self._kept is not None  # noqa: S101 - asked by the caller

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from aisbreaker_mw.proxy import DISCONNECT_CHECK
+
 from .support import (
     WAIT,
     Recorded,
@@ -128,6 +130,44 @@ def test_a_client_that_leaves_closes_the_upstream_request_within_a_second(
         if streamed:
             assert client.recv(10)
     assert closed.wait(1.0)
+
+
+def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], bytes]:
+    """A script that has the first request wait."""
+
+    def script(request: Recorded, connection: socket.socket) -> bytes:
+        if request.headers and request.target.endswith(b"first"):
+            release.wait(WAIT)
+        return ok()
+
+    return script
+
+
+def test_a_request_that_waits_for_a_connection_keeps_its_body(through: Callable[..., Through]) -> None:
+    """Its client is watched meanwhile, or not: what it sends is not taken for that."""
+    release = threading.Event()
+    via = through(holding(release), upstream={"max_connections": 1})
+    with connect(via.base) as first, connect(via.base) as second:
+        first.sendall(via.head("GET", "/openai/v1/first"))
+        wait_until(lambda: via.upstream.requests)
+        second.sendall(via.head("POST", CHAT, b"Content-Length: 5\r\nConnection: close\r\n") + b"hello")
+        threading.Timer(3 * DISCONNECT_CHECK, release.set).start()
+        assert second.recv(12) == b"HTTP/1.1 200"
+    assert via.upstream.last.body == b"hello"
+
+
+def test_a_client_that_leaves_before_there_is_a_connection_asks_nothing(through: Callable[..., Through]) -> None:
+    release = threading.Event()
+    via = through(holding(release), upstream={"max_connections": 1})
+    with connect(via.base) as first:
+        first.sendall(via.head("GET", "/openai/v1/first"))
+        wait_until(lambda: via.upstream.requests)
+        with connect(via.base) as second:
+            second.sendall(via.head("POST", "/openai/v1/second", b"Content-Length: 0\r\n"))
+        threading.Timer(3 * DISCONNECT_CHECK, release.set).start()
+        assert first.recv(12) == b"HTTP/1.1 200"
+    assert via.request("GET", "/openai/v1/third").startswith(b"HTTP/1.1 200")
+    assert [request.target for request in via.upstream.requests] == [b"/v1/first", b"/v1/third"]
 
 
 def test_an_upload_that_breaks_off_is_no_complete_request_upstream(through: Callable[..., Through]) -> None:

@@ -84,8 +84,10 @@ class Pool:
         Raises:
             httpx.PoolTimeout: all slots stayed taken.
             httpx.ConnectTimeout: the upstream did not accept a connection in time.
-            httpx.ConnectError: it cannot be reached, or TLS failed.
+            httpx.ConnectError: it cannot be reached, TLS failed, or the transport is closed.
         """
+        if self._closed:
+            raise _closed_error()
         if self._slots < self._max_connections:
             self._slots += 1
         else:
@@ -332,8 +334,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: see above.
         """
         outgoing = OutgoingRequest(method, target, headers, stream)
-        pool = self._pools.get(origin) or self._open_pool(origin)
         try:
+            pool = self._pools.get(origin) or self._open_pool(origin)
             connection = pool.take_idle() or await pool.acquire(timeouts)
             try:
                 exchange = await connection.perform(outgoing, timeouts)
@@ -378,9 +380,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection. Exchanges under way end with an error, and so does every later request."""
         self._closed = True
-        pools = list(self._pools.values())
-        self._pools.clear()
-        for pool in pools:
+        for pool in self._pools.values():
             pool.close()
-        for pool in pools:
+        for pool in self._pools.values():
             await pool.wait_closed()

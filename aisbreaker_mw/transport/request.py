@@ -19,7 +19,7 @@ def encode_method(method: str) -> bytes:
         httpx.LocalProtocolError: it is no token (RFC 9110, 9.1), or CONNECT, whose answer has no end.
     """
     encoded = method.encode("utf-8", "replace")
-    if not is_token(encoded) or method == "CONNECT":
+    if not is_token(encoded) or method.upper() == "CONNECT":
         raise httpx.LocalProtocolError("the method cannot be sent")
     return encoded
 
