@@ -153,7 +153,7 @@ class UpstreamProxy:
 
     def __init__(self, transport: httpx.AsyncBaseTransport, timeouts: Timeouts) -> None:
         self._transport = transport
-        # This package's own is spoken to without httpx's models, which nobody would look at: a tenth of a request's time.
+        # This package's own is spoken to without httpx's models, which nobody would look at: a tenth of its instructions.
         self._native = transport if type(transport) is HTTPTransport else None
         self._timeouts = timeouts
         self._urls: dict[tuple[str, str, int], tuple[httpx.URL, tuple[str, str, int]]] = {}

@@ -136,7 +136,7 @@ def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], byt
     """A script that has the first request wait."""
 
     def script(request: Recorded, connection: socket.socket) -> bytes:
-        if request.headers and request.target.endswith(b"first"):
+        if request.target.endswith(b"first"):
             release.wait(WAIT)
         return ok()
 
