@@ -29,8 +29,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from .exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
+from .heads import END_OF_HEAD, NO_HEAD
 from .logs import ACCESS_LOGGER, LogFields
-from .request_reader import END_OF_HEAD, NO_HEAD, ChunkedDecoder, Limits, RequestHead
+from .request_reader import ChunkedDecoder, Limits, RequestHead
 from .response_cycle import ResponseCycle
 from .responses import error_answer
 
@@ -50,7 +51,7 @@ class HTTPProtocol(HttpToolsProtocol):
     """
 
     limits = Limits()
-    cycle: ResponseCycle
+    cycle: ResponseCycle  # type: ignore[assignment]  # uvicorn's own is never made
 
     def __init__(
         self,
@@ -86,7 +87,11 @@ class HTTPProtocol(HttpToolsProtocol):
         self._set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        if self.cycle is not None:
+            self.cycle.disconnect()
+        self.flow.resume_writing()
+        self.transport.close()
         self._stop()
         self._cancel_timer()
 
@@ -146,9 +151,7 @@ class HTTPProtocol(HttpToolsProtocol):
         length = head.body_length
         if length is not None and end + length <= len(data):
             # The whole request is here, as with most of them.
-            cycle.body += data[end : end + length]
-            cycle.more_body = False
-            cycle.message_event.set()
+            cycle.take_body(data[end : end + length], False)
             rest = data[end + length :]
         else:
             self._in_body = True
@@ -187,7 +190,7 @@ class HTTPProtocol(HttpToolsProtocol):
         path = raw_path.decode("ascii")
         if "%" in path:
             path = unquote(path)
-        self.scope = {
+        scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": head.http_version,
@@ -202,28 +205,14 @@ class HTTPProtocol(HttpToolsProtocol):
             "server": self.server,
             "state": self.app_state.copy(),
         }
-        cycle = ResponseCycle(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=head.expects_continue,
-            keep_alive=head.keep_alive,
-            on_response=self.on_response_complete,
-        )
-        cycle.protocol = self
-        return cycle
+        return ResponseCycle(self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue)
 
     def _start(self, cycle: ResponseCycle) -> None:
         app = self.app
         if self.limit_concurrency is not None and self.limit_concurrency <= max(len(self.connections), len(self.tasks)):
             app = service_unavailable
             self.logger.warning("Exceeded concurrency limit.")
-        self._start_asgi_task(cycle, app)
+        self._start_asgi_task(cycle, app)  # type: ignore[arg-type]  # it only calls run_asgi()
 
     def _receive_body(self, data: bytes) -> bytes:
         """Take the part of the body that arrived, and return what follows the body."""
@@ -246,14 +235,12 @@ class HTTPProtocol(HttpToolsProtocol):
             self._in_body = False
             self._decoder = None
             self._deadline = None
-            cycle.more_body = False
         if cycle.response_complete:
             if done and not rest:
                 self._set_deadline(self.loop.time() + self.timeout_keep_alive)
         elif body or done:
-            cycle.body += body
-            cycle.message_event.set()
-            if not done and len(cycle.body) > HIGH_WATER_LIMIT:
+            cycle.take_body(body, not done)
+            if not done and cycle.buffered > HIGH_WATER_LIMIT:
                 self._pause_body()
         return rest
 
@@ -318,8 +305,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if cycle.response_complete or cycle.disconnected:
             return
         cycle.flush_head()
-        cycle.disconnected = True
-        cycle.message_event.set()
+        cycle.disconnect()
         if not cycle.response_started and not self.transport.is_closing():
             self._answer(error, bodyless=cycle.scope["method"] == "HEAD")
             return

@@ -1,19 +1,15 @@
 """
 Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart.
-
-llhttp (behind httptools) splits and judges a head; what it lets through that two parties could read differently is refused
-here.
 """
 
 import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-import httptools
+from .exceptions import HeadTooLarge, InvalidRequest
+from .heads import FRAMING, TOKEN, MalformedHead, by_name, is_chunked, read_fields, read_length, read_options
 
-from .exceptions import HeadTooLarge, InvalidRequest, RawHeaders
-
-__all__ = ["END_OF_HEAD", "NO_HEAD", "TOKEN", "ChunkedDecoder", "Limits", "RequestHead"]
+__all__ = ["ChunkedDecoder", "Limits", "RequestHead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +34,32 @@ class Limits:
     linger: float = 2.0
 
 
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!\"$-~]*) HTTP/1\.([01])\r\n")
-_OTHER_TARGET = re.compile(rb"[A-Z][A-Z-]* [!-~]+ HTTP/1\.[01]\r\n")
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!\"$-~]*) HTTP/1\.([01])")
+_OTHER_TARGET = re.compile(rb"[A-Z][A-Z-]* [!-~]+ HTTP/1\.[01]")
 # RFC 3986, 3.2.2, without the percent-encoding and sub-delims that no name in DNS has.
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-# What no head holds anywhere: line ends other than CRLF, and control characters.
-NO_HEAD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_READ_HERE = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
-END_OF_HEAD = b"\r\n\r\n"
+_ONCE = (b"host", *FRAMING)
+# The HTTP Method Registry (RFC 9110, 16.1.1), without CONNECT, which is no request for a path.
+_METHODS = {
+    name.encode("ascii"): name
+    for name in (
+        *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "ACL", "BASELINE-CONTROL", "BIND"),
+        *("CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL"),
+        *(
+            "MKREDIRECTREF",
+            "MKWORKSPACE",
+            "MOVE",
+            "ORDERPATCH",
+            "PROPFIND",
+            "PROPPATCH",
+            "REBIND",
+            "REPORT",
+            "SEARCH",
+            "UNBIND",
+        ),
+        *("UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL"),
+    )
+}
 
 
 class RequestHead:
@@ -63,8 +76,6 @@ class RequestHead:
     """
 
     __slots__ = (
-        "_complete",
-        "_special",
         "body_length",
         "expects_continue",
         "headers",
@@ -76,39 +87,30 @@ class RequestHead:
     )
 
     def __init__(self, data: bytes, limits: Limits) -> None:
-        if data.startswith(b"\r\n"):
-            # RFC 9112, 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
-            data = data[2:]
-        line = _REQUEST_LINE.match(data)
-        if line is None or line[1] == b"CONNECT":
-            _refuse_line(data)
-        self.method = line[1].decode("ascii")
-        """Upper case."""
-        self.target: bytes = line[2]
+        # RFC 9112, 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
+        first, *lines = data[2 if data[:2] == b"\r\n" else 0 : -4].split(b"\r\n")
+        line = _REQUEST_LINE.fullmatch(first)
+        if line is None or line[1] not in _METHODS:
+            _refuse_line(first)
+        method, self.target, minor = line.groups()
         """Path and query as sent; begins with a slash."""
-        self.http_version = "1.1" if line[3] == b"1" else "1.0"
-        self.headers: RawHeaders = []
-        """Names in lower case, in the order sent."""
-        self.keep_alive = self.http_version == "1.1"
+        self.method = _METHODS[method]
+        """Upper case."""
+        self.http_version = "1.1" if minor == b"1" else "1.0"
+        self.keep_alive = minor == b"1"
         self.expects_continue = False
         self.upgrade: bytes | None = None
         """Protocol that the client would like to change to, in lower case (RFC 9110, 7.8)."""
         self.body_length: int | None = 0
         """Bytes of body; None for a chunked one."""
-
-        self._complete = False
-        self._special: RawHeaders = []
-        try:
-            httptools.HttpRequestParser(self).feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # raised when the head has been read
-        except httptools.HttpParserError:
-            raise InvalidRequest("The request's head is malformed.") from None
-        if not self._complete:
-            raise InvalidRequest("The request's head is malformed.")
-        if len(self.headers) > limits.headers:
+        if len(lines) > limits.headers:
             raise HeadTooLarge
-        self._read_special()
+        try:
+            self.headers = read_fields(lines)
+            """Names in lower case, in the order sent."""
+            self._read_special()
+        except MalformedHead:
+            raise InvalidRequest("The request's head is malformed.") from None
 
     @property
     def opens_websocket(self) -> bool:
@@ -119,58 +121,39 @@ class RequestHead:
         """
         return self.upgrade == b"websocket" and self.method == "GET" and self.http_version == "1.1" and self.body_length == 0
 
-    # Called by httptools.
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # RFC 9110, 5.5: a value has no whitespace at its ends. llhttp strips the start.
-        field = (name.lower(), value.rstrip())
-        self.headers.append(field)
-        if field[0] in _READ_HERE:
-            self._special.append(field)
-
-    def on_headers_complete(self) -> None:
-        self._complete = True
-
     def _read_special(self) -> None:
-        hosts = codings = 0
-        upgrade = None
-        options: list[bytes] = []
-        for name, value in self._special:
-            if name == b"host":
-                # RFC 9112, 3.2: 400 for a request "that contains more than one Host header field line or a Host header
-                # field with an invalid field value".
-                hosts += 1
-                if not _HOST.fullmatch(value):
-                    raise InvalidRequest("The Host header is malformed.")
-            elif name == b"content-length":
-                # llhttp has refused a second one, a list, and any beside Transfer-Encoding.
-                self.body_length = int(value)
-            elif name == b"transfer-encoding":
-                # RFC 9112, 6.1: no other coding is understood here, and in HTTP/1.0 the framing is faulty.
-                codings += 1
-                if value.lower() != b"chunked" or self.http_version == "1.0":
-                    raise InvalidRequest("The Transfer-Encoding header is not supported.")
-                self.body_length = None
-            elif name == b"connection":
-                if value == b"keep-alive":
-                    continue  # what nearly every client says, and HTTP/1.1 anyway
-                options += [option.strip(b" \t") for option in value.lower().split(b",")]
-            elif name == b"expect":
-                # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
-                self.expects_continue = value.lower() == b"100-continue" and self.http_version == "1.1"
-            else:
-                upgrade = value.lower()
-        if hosts > 1 or (hosts == 0 and self.http_version == "1.1"):
-            raise InvalidRequest("The request needs one Host header.")
-        if codings > 1:
-            raise InvalidRequest("The Transfer-Encoding header is not supported.")
-        if options:
+        """Read what the server itself has to know: that there is one Host, and where the body ends."""
+        fields = by_name(self.headers, _ONCE)
+        host = fields.get(b"host")
+        if host is None:
+            if self.http_version == "1.1":
+                raise InvalidRequest("The request needs one Host header.")
+        elif not _HOST.fullmatch(host):
+            # RFC 9112, 3.2: 400 for a request "that contains more than one Host header field line or a Host header field
+            # with an invalid field value".
+            raise InvalidRequest("The Host header is malformed.")
+        length = fields.get(b"content-length")
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None:
+            # RFC 9112, 6.1: no other coding is understood here, and in HTTP/1.0 the framing is faulty.
+            if length is not None or not is_chunked(coding) or self.http_version == "1.0":
+                raise InvalidRequest("The Transfer-Encoding header is not supported.")
+            self.body_length = None
+        elif length is not None:
+            self.body_length = read_length(length)
+        if b"expect" in fields:
+            # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
+            self.expects_continue = fields[b"expect"].lower() == b"100-continue" and self.http_version == "1.1"
+        connection = fields.get(b"connection")
+        if connection is not None and connection != b"keep-alive":  # what nearly every client says, and HTTP/1.1 anyway
+            options = read_options(connection)
             self.keep_alive = self.keep_alive and b"close" not in options
-            if b"upgrade" in options:
-                self.upgrade = upgrade
+            if b"upgrade" in options and b"upgrade" in fields:
+                self.upgrade = fields[b"upgrade"].lower()
 
 
-def _refuse_line(data: bytes) -> NoReturn:
-    if _OTHER_TARGET.match(data):
+def _refuse_line(line: bytes) -> NoReturn:
+    if _OTHER_TARGET.fullmatch(line):
         raise InvalidRequest("The request target must be a path.")
     raise InvalidRequest("The request line is malformed.")
 

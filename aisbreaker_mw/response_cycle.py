@@ -1,41 +1,37 @@
 """One request on the server's side of a connection: what its app receives, and how its answer is framed."""
 
 import asyncio
-import re
+import logging
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Protocol
 
-from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from starlette.types import ASGIApp, Message, Scope
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.server import ServerState
 
 from .exceptions import RequestError, ResponseInterrupted, ShuttingDown
-from .request_reader import TOKEN
+from .heads import MalformedHead, RawHeaders, by_name, lower_names, read_length, read_options, write_head
 
 __all__ = ["ResponseCycle"]
 
-_FIELD_NAME = re.compile(TOKEN)
 
-
-@lru_cache(maxsize=1024)
-def _prefix(name: bytes) -> bytes:
-    """Return a field's line up to its value, the name in lower case as uvicorn sends it."""
-    if not _FIELD_NAME.fullmatch(name):
-        raise RuntimeError("Invalid HTTP header name.")
-    return name.lower() + b": "
-
-
-_CONNECTION = _prefix(b"connection")
-_CONTENT_LENGTH = _prefix(b"content-length")
-_TRANSFER_ENCODING = _prefix(b"transfer-encoding")
-_SPECIAL = frozenset({_CONNECTION, _CONTENT_LENGTH, _TRANSFER_ENCODING, _prefix(b"date"), _prefix(b"server")})
+# What a server says of its own, whatever its app gives; and what it says where its app does not.
+_OWN = frozenset({b"connection", b"transfer-encoding"})
+_ONCE = (b"content-length",)
 
 
 class Connection(Protocol):
     """What a cycle asks of the connection that it belongs to."""
 
     loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+    logger: logging.Logger
+    access_logger: logging.Logger
+    access_log: bool
+    server_state: ServerState
 
     def resume_body(self) -> None:
         """Read on: the app asks for more of the request's body."""
@@ -43,62 +39,142 @@ class Connection(Protocol):
     def give_up(self, cycle: "ResponseCycle", error: RequestError) -> None:
         """End a cycle whose app did not: with an error where no answer has begun, by cutting the connection where one has."""
 
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
 
-class ResponseCycle(RequestResponseCycle):
-    """One request's `receive` and `send`, and the framing of its answer."""
 
-    protocol: Connection
-    bodyless = False
-    close_delimited = False
-    """RFC 9112, 6.3: an answer to HTTP/1.0 without a Content-Length ends where the connection does."""
-    _head = b""
-    _head_flush: asyncio.Handle | None = None
+class ResponseCycle:
+    """
+    One request's `receive` and `send`, and the framing of its answer.
 
-    async def run_asgi(self, app: ASGI3Application) -> None:
+    Args:
+        protocol: the connection.
+        scope: the request's.
+        keep_alive: whether the connection stays open after the answer.
+        expects_continue: whether the client waits for `100 Continue` before it sends its body.
+    """
+
+    __slots__ = (
+        "_arrival",
+        "_expected_length",
+        "_head",
+        "_head_flush",
+        "_last_told",
+        "_pieces",
+        "_protocol",
+        "_transport",
+        "_waiting_for_continue",
+        "bodyless",
+        "buffered",
+        "chunked_encoding",
+        "close_delimited",
+        "disconnected",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "response_started",
+        "scope",
+    )
+
+    def __init__(self, protocol: Connection, scope: Scope, *, keep_alive: bool, expects_continue: bool) -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        # The request's body.
+        self.more_body = True
+        """Whether there is more to come than has arrived."""
+        self.buffered = 0
+        """Bytes that have arrived and that the app has not taken."""
+        self._pieces: list[bytes] = []
+        self._last_told = False
+        self._arrival: asyncio.Event | None = None  # made when the app has to wait, which it mostly has not
+        self._waiting_for_continue = expects_continue
+        # The answer.
+        self.response_started = False
+        self.response_complete = False
+        self.bodyless = False
+        self.chunked_encoding = False
+        self.close_delimited = False
+        """RFC 9112, 6.3: an answer to HTTP/1.0 without a Content-Length ends where the connection does."""
+        self._expected_length = 0
+        self._head = b""
+        self._head_flush: asyncio.Handle | None = None
+
+    def take_body(self, piece: bytes, more_body: bool) -> None:
+        """Take what arrived of the request's body."""
+        if piece:
+            self._pieces.append(piece)
+            self.buffered += len(piece)
+        self.more_body = more_body
+        self.wake()
+
+    def disconnect(self) -> None:
+        """Note that the client is gone."""
+        self.disconnected = self.disconnected or not self.response_complete
+        self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits in `receive` look again."""
+        if self._arrival is not None:
+            self._arrival.set()
+
+    async def run_asgi(self, app: ASGIApp) -> None:
         """Run the app, and see to it that an answer which it leaves unfinished looks unfinished."""
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
-            self.protocol.give_up(self, ShuttingDown())
+            self._protocol.give_up(self, ShuttingDown())
             raise
         except BaseException as error:
             # An app that interrupts its answer has said why; of anything else nobody knows yet.
             if not (self.response_started and _is_interruption(error)):
-                self.logger.error("Exception in ASGI application\n", exc_info=error)
-            self.protocol.give_up(self, RequestError())
+                self._protocol.logger.error("Exception in ASGI application\n", exc_info=error)
+            self._protocol.give_up(self, RequestError())
         else:
             if not self.response_complete and not self.disconnected:
-                self.logger.error("ASGI callable returned without completing its response.")
-                self.protocol.give_up(self, RequestError())
+                self._protocol.logger.error("ASGI callable returned without completing its response.")
+                self._protocol.give_up(self, RequestError())
 
-    async def receive(self) -> ASGIReceiveEvent:
-        if not self.disconnected and not self.response_complete:
-            if self.waiting_for_100_continue:
-                self.waiting_for_100_continue = False
-                if self.more_body and not self.body and not self.transport.is_closing():
-                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    async def receive(self) -> Message:
+        if self._waiting_for_continue:
+            self._waiting_for_continue = False
+            if self.more_body and not self._pieces and not self.disconnected and not self._transport.is_closing():
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self.disconnected and not self.response_complete:
+            pieces = self._pieces
+            if pieces or not (self.more_body or self._last_told):
+                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
+                self.buffered = 0
+                self._last_told = not self.more_body
+                if self.more_body:
+                    self._protocol.resume_body()
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self.more_body:
-                self.protocol.resume_body()
-            await self.message_event.wait()
-            self.message_event.clear()
-        if self.disconnected or self.response_complete:
-            return {"type": "http.disconnect"}
-        body, self.body = bytes(self.body), bytearray()
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
+                self._protocol.resume_body()
+            if self._arrival is None:
+                self._arrival = asyncio.Event()
+            self._arrival.clear()
+            await self._arrival.wait()
+        return {"type": "http.disconnect"}
 
-    async def send(self, message: ASGISendEvent) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+    async def send(self, message: Message) -> None:
+        flow = self._protocol.flow
+        if flow.write_paused and not self.disconnected:
+            await flow.drain()
         if self.disconnected:
             return
+        kind = message["type"]
         if not self.response_started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{message['type']}'.")
+            if kind != "http.response.start":
+                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
             self._send_head(message["status"], message.get("headers", ()))
         elif self.response_complete:
-            raise RuntimeError(f"Unexpected ASGI message '{message['type']}' sent, after response already completed.")
-        elif message["type"] != "http.response.body":
-            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{message['type']}'.")
+            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
+        elif kind != "http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
 
@@ -110,62 +186,50 @@ class ResponseCycle(RequestResponseCycle):
         is chunked, or ends with the connection. `connection` and `transfer-encoding` speak of this connection only: of
         the app's, nothing but `close` counts.
         """
-        lines: list[bytes] = []
-        given: set[bytes] = set()
-        length: int | None = None
-        for name, value in headers:
-            prefix = _prefix(name)
-            if prefix in _SPECIAL:
-                if prefix == _CONNECTION:
-                    if b"close" in [option.strip() for option in value.lower().split(b",")]:
-                        self.keep_alive = False
-                    continue
-                if prefix == _CONTENT_LENGTH:
-                    if length is not None or not value.isdigit():
-                        raise RuntimeError("Invalid Content-Length.")
-                    length = int(value)
-                    if status == 204:
-                        continue  # RFC 9110, 8.6: a server "MUST NOT send a Content-Length header field" in a 204
-                elif prefix == _TRANSFER_ENCODING or prefix in given:
-                    continue
-                else:
-                    given.add(prefix)
-            lines.append(prefix + value)
-        for name, value in self.default_headers:
-            if (prefix := _prefix(name)) not in given:
-                lines.append(prefix + value)
+        try:
+            headers = lower_names([*headers])
+            fields = by_name(headers, _ONCE)
+            length = None if (text := fields.get(b"content-length")) is None else read_length(text)
+        except MalformedHead:
+            raise RuntimeError("Invalid HTTP header.") from None
+        if len(fields) != len(headers) or not _OWN.isdisjoint(fields):
+            headers = _without_own(headers)
+            if b"close" in read_options(fields.get(b"connection", b"")):
+                self.keep_alive = False
+        if status == 204 and length is not None:
+            # RFC 9110, 8.6: a server "MUST NOT send a Content-Length header field" in a 204
+            headers = [header for header in headers if header[0] != b"content-length"]
+        own = [header for header in self._protocol.server_state.default_headers if header[0] not in fields]
 
-        if self.waiting_for_100_continue and self.more_body:
+        if self._waiting_for_continue and self.more_body:
             # RFC 9110, 10.1.1: the client may now send its body or not, so what comes next on this connection is unknown.
             self.keep_alive = False
-        self.waiting_for_100_continue = False
-        self.bodyless = self.scope["method"] == "HEAD" or status in (204, 304)
+        self._waiting_for_continue = False
+        self.bodyless = status in (204, 304) or self.scope["method"] == "HEAD"
         if not self.bodyless:
             if length is not None:
-                self.expected_content_length = length
+                self._expected_length = length
             elif self.scope["http_version"] == "1.0":
                 self.close_delimited = True
             else:
                 self.chunked_encoding = True
-                lines.append(_TRANSFER_ENCODING + b"chunked")
+                own.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
-            lines.append(_CONNECTION + b"close")
-        lines.append(b"\r\n")
-
-        head = b"\r\n".join(lines)
-        if not head.count(b"\n") == head.count(b"\r") == len(lines) or b"\0" in head:
-            raise RuntimeError("Invalid HTTP header value.")
-        head = STATUS_LINE[status] + head
+            own.append((b"connection", b"close"))
+        try:
+            head = write_head(STATUS_LINE[status][:-2], headers + own)
+        except MalformedHead:
+            raise RuntimeError("Invalid HTTP header value.") from None
         self.response_started = True
         # Head and first piece of the body leave in one write where the piece is at hand; the head waits for nothing longer.
         self._head = head
-        self._head_flush = self.protocol.loop.call_soon(self.flush_head)
-        if self.access_log:
-            self.access_logger.info(
+        self._head_flush = self._protocol.loop.call_soon(self.flush_head)
+        if self._protocol.access_log:
+            self._protocol.access_logger.info(
                 '%s - "%s %s HTTP/%s" %d',
-                get_client_addr(self.scope),
+                get_client_addr(self.scope),  # type: ignore[arg-type]
                 self.scope["method"],
-                get_path_with_query_string(self.scope),
+                get_path_with_query_string(self.scope),  # type: ignore[arg-type]
                 self.scope["http_version"],
                 status,
             )
@@ -181,12 +245,13 @@ class ResponseCycle(RequestResponseCycle):
             self._head_flush.cancel()
             self._head_flush = None
             self._head = b""
-        if self.transport.is_closing():
+        transport = self._transport
+        if transport.is_closing():
             return
         if head and data:
-            self.transport.writelines((head, data))
+            transport.writelines((head, data))
         else:
-            self.transport.write(head or data)
+            transport.write(head or data)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
         if self.bodyless:
@@ -199,18 +264,31 @@ class ResponseCycle(RequestResponseCycle):
                 self._write(b"0\r\n\r\n")
         else:
             if not self.close_delimited:
-                self.expected_content_length -= len(body)
-                if self.expected_content_length < 0:
+                self._expected_length -= len(body)
+                if self._expected_length < 0:
                     raise RuntimeError("Response content longer than Content-Length")
-                if self.expected_content_length > 0 and not more_body:
+                if self._expected_length > 0 and not more_body:
                     raise RuntimeError("Response content shorter than Content-Length")
             if body:
                 self._write(body)
         if not more_body:
             self.flush_head()
             self.response_complete = True
-            self.message_event.set()
-            self.on_response()
+            self.wake()
+            self._protocol.on_response_complete()
+
+
+def _without_own(headers: RawHeaders) -> RawHeaders:
+    """Return an app's headers without those that the server writes itself; of `date` and `server` the first."""
+    kept: RawHeaders = []
+    given: set[bytes] = set()
+    for header in headers:
+        name = header[0]
+        if name in _OWN or (name in (b"date", b"server") and name in given):
+            continue
+        given.add(name)
+        kept.append(header)
+    return kept
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -26,11 +26,11 @@ LONGEST_MODULE = 420
 
 # A package counts as one, and imports freely within itself, but never in a circle. "" is the package's own __init__.
 FLOORS: list[set[str]] = [
-    {"claims", "durations", "encoding", "exceptions", "headers", "logs", "service_ids"},
+    {"claims", "durations", "encoding", "exceptions", "headers", "heads", "logs", "service_ids"},
     {"clients", "keys", "outlines", "quotas", "request_reader", "routing", "services", "transport"},
     {"catalog", "engines", "response_cycle", "responses", "settings", "tokens"},
     {"credentials", "dummy", "exchange", "handshake", "minting", "protocol", "request_body", "rotation", "upgrade"},
-    {"proxy", "server"},
+    {"admission", "proxy", "server"},
     {"bedrock", "endpoints", "vertex", "websocket"},
     {"authorization"},
     {"middleware"},
@@ -47,7 +47,7 @@ USERS: dict[str, set[str]] = {
     "certifi": {"transport"},
     "click": {"cli", "demo"},
     "google": {"vertex"},
-    "httptools": {"request_reader", "transport"},
+    "httptools": {"transport"},
     "httpx": {"authorization", "cli", "demo", "middleware", "proxy", "request_body", "transport", "vertex"},
     "limits": {"quotas"},
     "nacl": {"keys", "tokens"},
@@ -56,7 +56,17 @@ USERS: dict[str, set[str]] = {
     "pydantic_settings": {"settings"},
     "python_multipart": {"engines"},
     "redis": {"quotas"},
-    "starlette": {"dummy", "exchange", "middleware", "proxy", "request_body", "routing", "websocket"},
+    "starlette": {
+        "admission",
+        "dummy",
+        "exchange",
+        "middleware",
+        "proxy",
+        "request_body",
+        "response_cycle",
+        "routing",
+        "websocket",
+    },
     "uvicorn": {"protocol", "response_cycle", "server", "upgrade"},
     "websockets": {"upgrade", "websocket"},
 }

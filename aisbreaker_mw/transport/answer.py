@@ -1,22 +1,33 @@
 """
 Answers, decoded without I/O (RFC 9112).
 
-llhttp (behind httptools) splits a head into its fields and takes chunks apart. In its strict mode it refuses bare LF, bare CR,
-NUL, obs-fold, space before a colon, malformed chunk sizes and Content-Length beside Transfer-Encoding. Everything it still lets
-through that could make two parties disagree about where an answer ends is refused here:
+Whatever could make two parties disagree about where an answer ends is refused:
 
 - anything before the status line; versions other than 1.0 and 1.1; status codes outside 100 to 599; control characters in the
-  reason
-- a Transfer-Encoding that is not exactly `chunked`
+  reason; and what `heads` refuses
+- Content-Length beside Transfer-Encoding, two of either, and a Transfer-Encoding that is not exactly `chunked`
 - a head over 64 KiB, as many bytes of chunk extension or trailer section without a byte of body, more than 16 interim answers
 
-Bodies of known length and bodies that end with the connection never pass through the parser.
+Chunks are taken apart by llhttp (behind httptools). Its strict mode refuses bare LF and CR, NUL, and malformed sizes. Bodies of
+known length and bodies that end with the connection never pass through it.
 """
+
+import re
 
 import httptools
 import httpx
 
-from .fields import CODING, CONNECTION, LENGTH, OTHER, ROLES, RawHeaders, split_list
+from ..heads import (
+    END_OF_HEAD,
+    NO_HEAD,
+    MalformedHead,
+    RawHeaders,
+    by_name,
+    is_chunked,
+    read_fields,
+    read_length,
+    read_options,
+)
 
 MAX_HEAD = 65_536
 """Bytes of an answer's head, status line and line ends included; of what a chunked body may carry between two bytes of body."""
@@ -27,7 +38,9 @@ MAX_INTERIM = 16
 HEAD, SIZED, CHUNKED, UNTIL_CLOSE, COMPLETE = range(5)
 """What an `AnswerReader` reads next."""
 
-_CONTROLS = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
+_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+"""What makes llhttp expect chunks."""
 
 
 class AnswerReader:
@@ -43,15 +56,16 @@ class AnswerReader:
     # The names on_... are the callbacks that the parser looks up.
     __slots__ = (
         "_has_body",
-        "_head_bytes",
-        "_head_read",
+        "_head",
         "_interim",
+        "_lines",
         "_overhead",
         "_parser",
         "_remaining",
+        "_scanned",
         "_tail",
         "buffered",
-        "headers",
+        "fields",
         "keep_alive",
         "on_body",
         "pieces",
@@ -68,7 +82,8 @@ class AnswerReader:
         self.status = 0
         self.version = ""
         self.reason = b""
-        self.headers: RawHeaders = []
+        self.fields: RawHeaders = []
+        """The headers in the order received, names in lower case."""
         self.pieces: list[bytes] = []
         """Body that has arrived and was not taken yet."""
         self.buffered = 0
@@ -80,13 +95,19 @@ class AnswerReader:
         """Whether a byte has arrived."""
         self.on_body = self.pieces.append
         self._has_body = has_body
-        self._head_bytes = 0
-        self._head_read = False
+        self._head = b""
+        self._scanned = 0
+        self._lines: list[bytes] = []
         self._interim = 0
         self._overhead = 0
         self._remaining = 0
         self._tail = b""
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = None
+
+    @property
+    def headers(self) -> RawHeaders:
+        """The headers as received: in order and case."""
+        return [(line[: len(name)], value) for line, (name, value) in zip(self._lines, self.fields, strict=True)]
 
     @property
     def reusable(self) -> bool:
@@ -100,7 +121,10 @@ class AnswerReader:
         Raises:
             httpx.RemoteProtocolError: no answer can be read from them. The connection is of no more use.
         """
-        if self.state == SIZED:
+        state = self.state
+        if state == CHUNKED:
+            self._receive_chunks(data)
+        elif state == SIZED:
             size = len(data)
             if size > self._remaining:
                 data = data[: self._remaining]
@@ -110,12 +134,10 @@ class AnswerReader:
             self.pieces.append(data)
             if self._remaining <= 0:
                 self.state = COMPLETE
-        elif self.state == HEAD:
+        elif state == HEAD:
             self.touched = True
             self._receive_head(data)
-        elif self.state == CHUNKED:
-            self._receive_chunks(data)
-        elif self.state == UNTIL_CLOSE:
+        elif state == UNTIL_CLOSE:
             self.buffered += len(data)
             self.pieces.append(data)
         else:
@@ -149,97 +171,82 @@ class AnswerReader:
         return data
 
     def _receive_head(self, data: bytes) -> None:
-        parser = self._parser
-        while parser is not None and data:
-            if not self._head_bytes and data[:1] != b"H":  # llhttp skips line ends, and knows protocols that don't begin with H
-                raise httpx.RemoteProtocolError("the upstream's answer is no HTTP/1.1")
-            # Parsing what has arrived of a head finds its errors at once; only the empty line may hand on to the body.
-            tail = self._tail
-            window = tail + data if tail else data
-            end = window.find(b"\r\n\r\n")
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        while data:
+            end = data.find(END_OF_HEAD, self._scanned)
             if end < 0:
-                head, rest = data, b""
-                self._tail = window[-3:]
-            else:
-                end += 4 - len(tail)
-                head, rest = data[:end], data[end:]
-                self._tail = b""
-            self._head_bytes += len(head)
-            if self._head_bytes > MAX_HEAD:
-                raise httpx.RemoteProtocolError("the head of the upstream's answer is too large")
-            try:
-                parser.feed_data(head)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed") from None
-            if self._head_read != (end >= 0):
-                raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed")
-            if end < 0:
+                self._await_head(data)
                 return
-            self.status = status = parser.get_status_code()
-            self.version = version = parser.get_http_version()
-            if (
-                not 100 <= status <= 599
-                or version not in ("1.1", "1.0")
-                or self.reason.translate(None, _CONTROLS) != self.reason
-            ):
+            if end > MAX_HEAD - 4:
+                raise httpx.RemoteProtocolError("the head of the upstream's answer is too large")
+            self._scanned = 0
+            first, *lines = data[:end].split(b"\r\n")
+            status_line = _STATUS_LINE.fullmatch(first)
+            if status_line is None:
                 raise httpx.RemoteProtocolError("the status line of the upstream's answer is malformed")
+            minor, code, reason = status_line.groups()
+            try:
+                self.fields = read_fields(lines)
+            except MalformedHead:
+                raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed") from None
+            self._lines = lines
+            self.status = status = int(code)
+            self.version = "1.1" if minor == b"1" else "1.0"
+            self.reason = reason or b""
+            data = data[end + 4 :]
             if status >= 200:
-                self._begin_body(rest)
+                self._begin_body(data)
                 return
             # RFC 9110, 15.2: any number of interim answers precedes the final one. 101 answers an Upgrade, which nobody sent.
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM:
                 raise httpx.RemoteProtocolError("the upstream sent an interim answer that was not asked for")
-            self.headers.clear()
-            self.reason = b""
-            self._head_bytes = 0
-            self._head_read = False
-            data = rest
+
+    def _await_head(self, data: bytes) -> None:
+        """Keep the part of a head that has arrived, if a head it can become."""
+        if len(data) > MAX_HEAD:
+            raise httpx.RemoteProtocolError("the head of the upstream's answer is too large")
+        if data[:7] != b"HTTP/1."[: len(data)] or NO_HEAD.search(data, self._scanned):
+            raise httpx.RemoteProtocolError("the upstream's answer is no HTTP/1.1")
+        self._scanned = max(len(data) - 3, 0)
+        self._head = data
 
     def _begin_body(self, data: bytes) -> None:
         """RFC 9112, 6.3, in its order."""
+        try:
+            fields = by_name(self.fields)
+            length = None if (text := fields.get(b"content-length")) is None else read_length(text)
+        except MalformedHead:
+            raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous") from None
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None and (length is not None or not is_chunked(coding)):
+            raise httpx.RemoteProtocolError("the framing of the upstream's answer is not supported")
+        connection = fields.get(b"connection")
+        options = () if connection is None else read_options(connection)
         version = self.version
-        options: list[bytes] = []
-        length: int | None = None
-        chunked = False
-        for name, value in self.headers:
-            kind = ROLES[name]
-            if kind == OTHER:
-                continue
-            if kind == CONNECTION:
-                options += split_list(value)
-            elif length is not None or chunked:
-                raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous")
-            elif kind == LENGTH and value.isdigit():
-                length = int(value)
-            elif kind == CODING and value.lower() == b"chunked":
-                chunked = True
-            else:
-                raise httpx.RemoteProtocolError("the framing of the upstream's answer is not supported")
         # RFC 9112, 9.3
         self.keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
         # 1.
         if not self._has_body or self.status in (204, 304):
-            if self.status == 204 and (length or chunked):
+            if self.status == 204 and (length or coding is not None):
                 self.keep_alive = False  # RFC 9110, 8.6 forbids the field; bytes of a body may be on their way
-            self._complete()
+            self.state = COMPLETE
         # 4., and 6.1: chunked in a message of HTTP/1.0 has faulty framing
-        elif chunked:
+        elif coding is not None:
             self.keep_alive = self.keep_alive and version == "1.1"
             self.state = CHUNKED
-            if data:
-                self._receive_chunks(data)
-            return
+            self._parser = httptools.HttpResponseParser(self)
+            self._parser.feed_data(_CHUNKED_HEAD)
         # 6.
         elif length == 0:
-            self._complete()
+            self.state = COMPLETE
         elif length is not None:
-            self._parser = None
             self._remaining = length
             self.state = SIZED
         # 8.
         else:
-            self._parser = None
             self.keep_alive = False
             self.state = UNTIL_CLOSE
         if data:
@@ -249,7 +256,7 @@ class AnswerReader:
         parser = self._parser
         if parser is None:
             return
-        pieces = len(self.pieces)
+        before = len(self.pieces)
         try:
             parser.feed_data(data)
         except httptools.HttpParserError:
@@ -257,23 +264,21 @@ class AnswerReader:
             self.surplus = True
             if self.state != COMPLETE:
                 raise httpx.RemoteProtocolError("the chunks of the upstream's answer are malformed") from None
-        self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
+        size = len(data)
+        self._tail = data if size >= 5 else self._tail[-5:] + data
         if self.state == COMPLETE:
             self._parser = None
             # Between two messages the parser skips line ends in silence, but there is only one empty line at the end of this.
-            if self._tail[-4:] != b"\r\n\r\n" or self._tail[:1] in b"\r\n":
+            tail = self._tail[-5:]
+            if tail[-4:] != END_OF_HEAD or tail[:1] in b"\r\n":
                 self.surplus = True
-        if len(self.pieces) > pieces:
-            self.buffered += len(data)
+        if len(self.pieces) > before:
+            self.buffered += size
             self._overhead = 0
         else:
-            self._overhead += len(data)
+            self._overhead += size
             if self._overhead > MAX_HEAD:
                 raise httpx.RemoteProtocolError("the chunks of the upstream's answer carry too much beside the body")
-
-    def _complete(self) -> None:
-        self.state = COMPLETE
-        self._parser = None
 
     def discard(self) -> None:
         """Let go of the parser, which refers back to this object."""
@@ -282,19 +287,6 @@ class AnswerReader:
     def on_message_begin(self) -> None:
         if self.state == COMPLETE:
             raise ValueError("a message after the last chunk")  # or the parser would go on with it
-
-    def on_status(self, reason: bytes) -> None:
-        if self.state == HEAD:
-            self.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.state == HEAD:
-            if value[-1:] <= b" ":  # llhttp leaves blanks at the end; RFC 9112, 5.1: they are not part of the value
-                value = value.rstrip(b" \t")
-            self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._head_read = True
 
     def on_message_complete(self) -> None:
         if self.state == CHUNKED:

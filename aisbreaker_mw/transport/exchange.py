@@ -106,9 +106,8 @@ class Exchange(httpx.AsyncByteStream):
         Raises:
             httpx.WriteTimeout: it did neither for `write` seconds.
         """
-        deadline = self._deadline("write")
         while self._connection.writing_paused and not self.answered():
-            if not await self._event(deadline):
+            if not await self._event("write"):
                 raise httpx.WriteTimeout("the upstream stopped reading the request")
 
     async def receive_head(self) -> None:
@@ -119,11 +118,10 @@ class Exchange(httpx.AsyncByteStream):
             httpx.ReadTimeout: it did not come within `read` seconds.
             httpx.TransportError: it will not come.
         """
-        deadline = self._deadline("read")
         while self.reader.state == HEAD:
             if self.error is not None:
                 raise self.error
-            if not await self._event(deadline):
+            if not await self._event("read"):
                 raise httpx.ReadTimeout("the upstream did not answer in time")
 
     def __aiter__(self) -> "Exchange":
@@ -132,8 +130,15 @@ class Exchange(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         reader = self.reader
         if not reader.pieces:
-            if reader.state != COMPLETE:
-                await self._receive()
+            try:
+                while not reader.pieces and reader.state != COMPLETE:
+                    if self.error is not None:
+                        raise self.error
+                    if not await self._event("read"):
+                        raise httpx.ReadTimeout("the upstream's answer stopped")
+            except BaseException:
+                self._connection.drop(self)
+                raise
             if not reader.pieces:
                 raise StopAsyncIteration
         piece = reader.take()
@@ -141,32 +146,16 @@ class Exchange(httpx.AsyncByteStream):
             self._connection.resume_reading(self)
         return piece
 
-    async def _receive(self) -> None:
-        """Wait for more of the body, or its end."""
-        reader = self.reader
-        try:
-            deadline = self._deadline("read")
-            while not reader.pieces and reader.state != COMPLETE:
-                if self.error is not None:
-                    raise self.error
-                if not await self._event(deadline):
-                    raise httpx.ReadTimeout("the upstream's answer stopped")
-        except BaseException:
-            self._connection.drop(self)
-            raise
-
     async def aclose(self) -> None:
         """Let go of the connection: it is dropped unless the answer has arrived completely."""
         self._connection.drop(self)
 
-    def _deadline(self, name: str) -> float:
+    def _event(self, name: str) -> asyncio.Future[bool]:
+        """Return a future that is True when something happens, or False when the timeout of that name has passed."""
+        connection = self._connection
         seconds = self._timeouts.get(name)
-        return NEVER if seconds is None else self._connection.loop.time() + seconds
-
-    def _event(self, deadline: float) -> asyncio.Future[bool]:
-        """Return a future that is True when something happens, or False at the deadline."""
-        self._waiter = waiter = self._connection.loop.create_future()
-        self._connection.set_deadline(deadline)
+        connection.set_deadline(NEVER if seconds is None else connection.loop.time() + seconds)
+        self._waiter = waiter = connection.loop.create_future()
         return waiter
 
     def wake(self, happened: bool = True) -> None:
@@ -179,8 +168,11 @@ class Exchange(httpx.AsyncByteStream):
 
     def advance(self) -> None:
         """Have the request's task notice that the answer or an error is there."""
-        if self._waiter is not None:
-            self.wake()
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(True)
         elif self._sender is not None and not self._interrupted:
             self._interrupted = True
             self._sender.cancel()

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 
+from ..heads import RawHeaders
 from .connection import Connection, ConnectionStale
 from .dialing import open_socket
 from .exchange import Exchange, Timeouts
-from .fields import RawHeaders
 from .request import OutgoingRequest
 from .tls import ResumingContext, default_context
 
@@ -292,14 +292,19 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """
         extensions = request.extensions
         stream = request.stream
-        if not isinstance(stream, httpx.AsyncByteStream):
+        body: bytes | httpx.AsyncByteStream
+        if isinstance(stream, httpx.ByteStream):
+            body = b"".join(stream)
+        elif isinstance(stream, httpx.AsyncByteStream):
+            body = stream
+        else:
             raise RuntimeError("an asynchronous request body is needed")
         exchange = await self.send(
             request.method,
             origin_of(request.url),
             extensions.get("target") or request.url.raw_path,
             request.headers.raw,
-            stream,
+            body,
             extensions.get("timeout") or {},
         )
         reader = exchange.reader
@@ -316,7 +321,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         origin: tuple[str, str, int],
         target: bytes,
         headers: RawHeaders,
-        stream: httpx.AsyncByteStream,
+        body: bytes | httpx.AsyncByteStream,
         timeouts: Timeouts,
     ) -> Exchange:
         """
@@ -327,13 +332,13 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             origin: of `origin_of`.
             target: request target, written byte for byte.
             headers: written in order, case as given.
-            stream: the body; read once, if the headers frame one.
+            body: whole or as it comes; read once, if the headers frame one.
             timeouts: seconds; looked up anew for every wait.
 
         Raises:
             httpx.TransportError: see above.
         """
-        outgoing = OutgoingRequest(method, target, headers, stream)
+        outgoing = OutgoingRequest(method, target, headers, body)
         try:
             pool = self._pools.get(origin) or self._open_pool(origin)
             connection = pool.take_idle() or await pool.acquire(timeouts)

@@ -5,7 +5,17 @@ from functools import lru_cache
 
 import httpx
 
-from .fields import CODING, CONNECTION, ILLEGAL, LENGTH, OTHER, ROLES, RawHeaders, is_token, split_list
+from ..heads import (
+    MalformedHead,
+    RawHeaders,
+    by_name,
+    is_chunked,
+    is_token,
+    lower_names,
+    read_length,
+    read_options,
+    write_head,
+)
 
 _VISIBLE = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 
@@ -32,61 +42,45 @@ class OutgoingRequest:
         method: a token; CONNECT is refused.
         target: request target, written byte for byte.
         headers: written in order, case as given; nothing is added.
-        stream: the body. It is read only where the headers frame one (RFC 9112, 6.3): by `Content-Length` or by
-            `Transfer-Encoding: chunked`. An `httpx.ByteStream` is read at once.
+        body: the body, whole or as it comes. It is read only where the headers frame one (RFC 9112, 6.3): by `Content-Length`
+            or by `Transfer-Encoding: chunked`.
 
     Raises:
         httpx.LocalProtocolError: the request cannot be written so that it is read as it is meant.
     """
 
-    __slots__ = ("_remaining", "answer_has_body", "body", "chunked", "close", "head", "pending", "pending_bytes", "sent")
+    __slots__ = ("_remaining", "answer_has_body", "body", "close", "head", "pending", "pending_bytes", "sent")
 
-    def __init__(self, method: str, target: bytes, headers: RawHeaders, stream: httpx.AsyncByteStream) -> None:
+    def __init__(self, method: str, target: bytes, headers: RawHeaders, body: bytes | httpx.AsyncByteStream) -> None:
         if not target or target.translate(None, _VISIBLE):
             raise httpx.LocalProtocolError("the request target cannot be sent")
-        self.chunked = False
-        self.close = False
-        length: int | None = None
-        parts = [encode_method(method), b" ", target, b" HTTP/1.1\r\n"]
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
-            kind = ROLES[name]
-            if kind == OTHER:
-                continue
-            if kind == ILLEGAL:
-                raise httpx.LocalProtocolError("a header cannot be sent")
-            if kind == CONNECTION:
-                self.close = self.close or b"close" in split_list(value)
-            elif length is not None or self.chunked:
-                raise httpx.LocalProtocolError("the request's framing is ambiguous")
-            elif kind == LENGTH and value.isdigit():
-                length = int(value)
-            elif kind == CODING and value.lower() == b"chunked":
-                self.chunked = True
-            else:
-                raise httpx.LocalProtocolError("the request's framing is not supported")
-        parts.append(b"\r\n")
-        self.head = head = b"".join(parts)
-        lines = len(headers) + 2
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise httpx.LocalProtocolError("a header cannot be sent")
+        try:
+            self.head = write_head(b"%b %b HTTP/1.1" % (encode_method(method), target), headers)
+            fields = by_name(lower_names(headers))
+            length = None if (text := fields.get(b"content-length")) is None else read_length(text)
+        except MalformedHead:
+            raise httpx.LocalProtocolError("a header cannot be sent") from None
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None and (length is not None or not is_chunked(coding)):
+            raise httpx.LocalProtocolError("the request's framing is not supported")
+        connection = fields.get(b"connection")
+        self.close = connection is not None and b"close" in read_options(connection)
         self.answer_has_body = method != "HEAD"
         self._remaining = length
         self.body: AsyncIterator[bytes] | None = None
         """What of the body is still to come, if any is."""
-        self.pending = [head]
+        self.pending = [self.head]
         """Bytes that have not been handed to a connection yet."""
         self.pending_bytes = 0
         self.sent = False
         """Whether bytes of the body have been handed to a connection."""
-        if length is None and not self.chunked:
+        if length is None and coding is None:
             return
-        if isinstance(stream, httpx.ByteStream):
-            for piece in stream:
-                self.add(piece)
+        if isinstance(body, bytes):
+            self.add(body)
             self.finish()
         else:
-            self.body = aiter(stream)
+            self.body = aiter(body)
 
     @property
     def fulfilled(self) -> bool:
