@@ -44,6 +44,7 @@ class Exchange:
         "complete",
         "dialect",
         "error",
+        "fields",
         "headers",
         "sent_bytes",
         "service_id",
@@ -53,6 +54,8 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send, dialect: Dialect = "openai") -> None:
         self._method = scope.get("method", "GET")
         self._send = send if scope["type"] == "http" else _answering(scope, send)
+        self.fields: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        """The request's headers by name; of those that come more than once the first."""
         self._started = perf_counter()
         self._first_byte: float | None = None
         self._request_id: str | None = None
@@ -93,13 +96,25 @@ class Exchange:
             self.sent_bytes += len(message.get("bytes") or b"") if text is None else len(text.encode())
         await self._send(message)
 
+    def begin(self, status: int, headers: RawHeaders) -> Awaitable[None]:
+        """Send the head of an answer."""
+        self._first_byte = perf_counter()
+        self.status = status
+        if self.headers:
+            headers = [*headers, *self.headers]
+        return self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def write(self, piece: bytes, *, more_body: bool) -> Awaitable[None]:
+        """Send a piece of the answer's body."""
+        self.sent_bytes += len(piece)
+        self.complete = not more_body
+        return self._send({"type": "http.response.body", "body": piece, "more_body": more_body})
+
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer."""
         status, headers, body = answer
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        if self._method == "HEAD":
-            body = b""
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.begin(status, headers)
+        await self.write(b"" if self._method == "HEAD" else body, more_body=False)
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error."""

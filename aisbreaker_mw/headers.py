@@ -43,6 +43,11 @@ METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-m
 """Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
 
 
+_ORDINARY = frozenset({b"close", b"keep-alive", b"Keep-Alive"})
+# What is no header that travels on, and the one without which a body has no end: nobody may name it (RFC 9110, 7.6.1).
+_NEVER_NOMINATED = frozenset({b"", b"close", b"keep-alive", b"te", b"upgrade", b"content-length"})
+
+
 def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return every value of a header, in order."""
     return [value for key, value in headers if key == name]
@@ -53,7 +58,7 @@ def get(headers: RawHeaders, name: bytes) -> bytes | None:
     return dict(reversed(headers)).get(name)  # faster than to walk the list, as no line of Python runs per header
 
 
-def forwardable(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> RawHeaders:
+def forwardable(headers: RawHeaders, dropped: frozenset[bytes]) -> RawHeaders:
     """
     Return the headers that travel on, in order.
 
@@ -63,18 +68,15 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes
             (RFC 9110, 7.6.1: "MUST [...] remove any header or trailer field(s) from the message with the same name as the
             connection-option").
     """
-    kept: RawHeaders = []
-    nominated: set[bytes] | None = None
-    for header in headers:
-        name = header[0]
-        if name not in dropped:
-            kept.append(header)
-        elif name == b"connection":
-            options = {option.strip().lower() for option in header[1].split(b",")}
-            nominated = options if nominated is None else nominated | options
-    if nominated is None or nominated <= {b"close", b"keep-alive", b"upgrade", b"te", b""}:
-        return kept
-    return [header for header in kept if header[0] not in nominated]
+    kept = [header for header in headers if header[0] not in dropped]
+    fields = dict(headers)
+    connection = fields.get(b"connection")
+    if connection is not None and (connection not in _ORDINARY or len(fields) != len(headers)):
+        options = {option.strip().lower() for value in get_all(headers, b"connection") for option in value.split(b",")}
+        nominated = options - _NEVER_NOMINATED
+        if nominated:
+            return [header for header in kept if header[0] not in nominated]
+    return kept
 
 
 @lru_cache(maxsize=1024)

@@ -10,18 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import credentials, endpoints
+from .admission import Admissions
 from .authorization import Authorizer
 from .catalog import ServiceCatalog
-from .claims import ServiceSecret
 from .clients import ClientIdentifier
 from .dummy import DummyService
 from .exceptions import (
     ClientDisconnected,
     ConfigurationError,
     InvalidRequest,
-    InvalidToken,
     MisdirectedRequest,
-    MissingCredential,
     NotFound,
     RateLimitExceeded,
     RequestError,
@@ -34,7 +32,7 @@ from .logs import hush_libraries
 from .proxy import Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
 from .quotas.buckets import BucketPlan
-from .request_body import RequestBody, find_engine, open_body
+from .request_body import RequestBody
 from .responses import Answer, rate_limit_headers
 from .routing import is_endpoint, route_path
 from .services import Service
@@ -54,7 +52,6 @@ _EXPOSED = (
     "ratelimit",
     "ratelimit-policy",
 )
-_FOREIGN = "The API key is no aisbreaker_... token."
 
 
 class AIsBreakerMiddleware:
@@ -89,8 +86,6 @@ class AIsBreakerMiddleware:
         self._hosts = settings.hosts
         self._clients = ClientIdentifier(settings.trusted_proxies)
         self._sealer = TokenSealer(settings.keyring(), clock=clock)
-        self._default_token = settings.default_api_key.get_secret_value() if settings.default_api_key else None
-        self._forwards_foreign = settings.foreign_credentials == "forward"
 
         self._catalog = ServiceCatalog.load(settings.services)
         self._inject = settings.inject
@@ -119,8 +114,15 @@ class AIsBreakerMiddleware:
 
         upstream = settings.upstream
         self._upstream = upstream
-        self._not_forwarded = _NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS
-        self._not_forwarded_with_token = self._not_forwarded | credentials.CARRIERS
+        self._admissions = Admissions(
+            self._sealer,
+            self._plan,
+            host_of=self._host,
+            default_token=settings.default_api_key.get_secret_value() if settings.default_api_key else None,
+            forwards_foreign=settings.foreign_credentials == "forward",
+            not_forwarded=_NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS,
+            max_engine_scan_bytes=upstream.max_engine_scan_bytes,
+        )
         self._given_transport = transport
         self._timeouts = Timeouts(
             connect=upstream.connect_timeout,
@@ -213,59 +215,32 @@ class AIsBreakerMiddleware:
         self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes
     ) -> tuple[UpstreamRequest, RequestBody]:
         """Check and count a request to a service, and return what is to be sent there, and its body."""
-        headers, query = scope["headers"], scope.get("query_string", b"")
         exchange.client = client = self._clients.identify(scope)
-        host = self._host(headers)
-        route, target = service.resolve(scope["method"], rest)
-        exchange.dialect = route.errors
-        exchange.service_id = route.service_id
-        if not service.available:
-            raise NotFound("This service has no base URL on this server.")
-        body = open_body(scope, receive, self._upstream.max_body_bytes)
+        body = RequestBody(receive, self._upstream.max_body_bytes)
+        admission = await self._admissions.admit(scope, exchange, service, rest, client, body)
+        await self._consume(admission.buckets, exchange)
 
-        credential = credentials.find(headers, query)
-        token = credential.token or (None if credential.foreign else self._default_token)
-        dropped = self._not_forwarded
-        beyond_headers: ServiceSecret | None = None
-        if token is not None:
-            exchange.claims = claims = self._sealer.unseal(token, host)
-
-            async def engine() -> str:
-                return await find_engine(route.engine_source or "", headers, query, body, self._upstream.max_engine_scan_bytes)
-
-            secret, exchange.service_id = await credentials.choose(claims.secrets, route, engine)
-            await self._consume(self._plan.for_request(client, claims), exchange)
-            if secret.others or route.credential.strategy is not None:
-                beyond_headers = secret
-            revealed = credentials.reveal(secret, token) if beyond_headers is None else ""
-            query = credentials.replace_query_keys(query, route.credential, revealed)
-            injected = route.credential.headers_for(revealed)
-            dropped = self._not_forwarded_with_token
-            if not route.credential.header_names <= dropped:
-                dropped |= route.credential.header_names
-        elif not credential.foreign:
-            raise MissingCredential
-        elif not self._forwards_foreign:
-            raise InvalidToken(_FOREIGN)
-        else:
-            await self._consume(self._plan.for_request(client, None), exchange)
-            injected = []
-
-        outgoing = [(b"host", service.host_header), *forwardable(headers, dropped), *injected]
-        outgoing += [default for default in route.default_headers if get(outgoing, default[0]) is None]
-        if not body.exhausted and get(outgoing, b"content-length") is None:
+        route, token, claims = admission.route, admission.token, admission.claims
+        outgoing = [
+            (b"host", service.host_header),
+            *forwardable(scope["headers"], admission.dropped),
+            *admission.credential,
+        ]
+        if route.default_headers:
+            outgoing += [default for default in route.default_headers if get(outgoing, default[0]) is None]
+        if not body.exhausted and b"content-length" not in exchange.fields:
             outgoing.append((b"transfer-encoding", b"chunked"))
         request = UpstreamRequest(
             scope["method"],
             (service.scheme, service.host, service.port),
-            target + b"?" + query if query else target,
+            admission.target,
             outgoing,
             relay_unauthorized=token is None,
             counted=bool(exchange.headers),
         )
-        if beyond_headers is not None and token is not None:
+        if admission.secret is not None and token is not None and claims is not None:
             request = await self._authorizer.authorize(
-                request, body, route.credential, beyond_headers, token=token, jti=claims.jti
+                request, body, route.credential, admission.secret, token=token, jti=claims.jti
             )
         return request, body
 
@@ -357,7 +332,8 @@ class AIsBreakerMiddleware:
 
     async def _consume(self, buckets: Buckets, exchange: Exchange) -> None:
         """Count a request, or refuse it; either way its answer tells the window nearest its limit."""
-        decision = await self._limiter.consume(buckets)
+        limiter = self._limiter
+        decision = limiter.consume_now(buckets) if limiter.local else await limiter.consume(buckets)
         if decision is None:
             return
         exchange.headers = rate_limit_headers(decision)

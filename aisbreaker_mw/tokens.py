@@ -95,9 +95,18 @@ class TokenSealer:
                 self._opened.popitem(last=False)
         else:
             self._opened.move_to_end(key)
+        self.check_expiry(claims)
+        return claims
+
+    def check_expiry(self, claims: TokenClaims) -> None:
+        """
+        Refuse claims that have expired since they were unsealed.
+
+        Raises:
+            InvalidToken
+        """
         if self._clock() >= claims.exp:
             raise InvalidToken(EXPIRED)
-        return claims
 
     def open(self, token: str, host: str) -> TokenClaims:
         """

@@ -48,6 +48,7 @@ def test_hop_by_hop_headers_stay(name: bytes) -> None:
         ([b""], [b"accept", b"x-one", b"x-two"]),
         ([b",,x-two,"], [b"accept", b"x-one"]),
         ([b"x-absent"], [b"accept", b"x-one", b"x-two"]),
+        ([b"Content-Length, x-one"], [b"accept", b"x-two"]),
     ],
 )
 def test_what_connection_names_stays_as_well(connection: list[bytes], left: list[bytes]) -> None:
@@ -83,3 +84,8 @@ def test_order_repetitions_and_values_survive() -> None:
 )
 def test_a_host_name_has_no_port(value: bytes, name: str) -> None:
     assert host_name(value) == name
+
+
+def test_nobody_can_take_a_body_its_length() -> None:
+    headers = [(b"content-length", b"5"), (b"x-one", b"1")]
+    assert forwardable([*headers, (b"connection", b"content-length, x-one")], HOP_BY_HOP) == headers[:1]

@@ -95,7 +95,7 @@ class QuotaLimiter:
         """
         shared = self._shared
         if shared is None:
-            return self._memory.consume_now(buckets, cost)
+            return self.consume_now(buckets, cost)
         if self._probing:
             return self._without_storage(buckets, cost)
         probe = self._probing = self._down
@@ -111,6 +111,15 @@ class QuotaLimiter:
         if decision is not None:
             self._note(None)
         return decision
+
+    @property
+    def local(self) -> bool:
+        """Whether the storage is this process's memory, so that nothing has to be waited for."""
+        return self._shared is None
+
+    def consume_now(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        """Do what `consume` does, where the storage is `local`."""
+        return self._memory.consume_now(buckets, cost)
 
     async def aclose(self) -> None:
         """Close the connections. A request that comes later opens new ones."""
