@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol
 
 import httpx
 from starlette.types import Receive
@@ -92,36 +91,34 @@ class UpstreamRequest:
     attempts: Attempts | None = None
 
 
-class _DisconnectWatch:
+class _Watched:
     """
-    Cancels the task that runs its block when the client goes away.
+    One request under way, whose task is cancelled when its client goes away.
 
-    `client_gone` tells that afterwards. Nothing runs before `DISCONNECT_CHECK` seconds have passed.
+    `client_gone` tells that afterwards.
     """
 
-    __slots__ = ("_body", "_exchange", "_loop", "_receive", "_task", "_timer", "_watch", "client_gone")
+    __slots__ = ("_body", "_exchange", "_receive", "_task", "_watch", "client_gone")
 
-    def __init__(self, receive: Receive, body: RequestBody, exchange: Exchange) -> None:
+    def __init__(self, task: "asyncio.Task[Any]", receive: Receive, body: RequestBody, exchange: Exchange) -> None:
+        self._task = task
         self._receive = receive
         self._body = body
         self._exchange = exchange
         self._watch: asyncio.Task[None] | None = None
         self.client_gone = False
 
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine of asyncio always runs in a task
-        self._task = task
-        self._loop = task.get_loop()
-        self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
-        return self
-
-    def _start(self) -> None:
+    def begin(self) -> bool:
+        """Watch from now, if that can be done."""
         if self._body.reading and not self._body.exhausted:
-            # The rest of the body is its reader's, who has `receive` and sees the client go itself.
-            self._timer = self._loop.call_later(DISCONNECT_CHECK, self._start)
-        else:
-            self._watch = self._loop.create_task(self._wait())
+            return False  # the rest of the body is its reader's, who has `receive` and sees the client go itself
+        self._watch = self._task.get_loop().create_task(self._wait())
+        return True
+
+    def end(self) -> None:
+        """Watch no longer."""
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def _wait(self) -> None:
         # Body that the upstream did not want to read is taken and dropped.
@@ -133,18 +130,41 @@ class _DisconnectWatch:
             self.client_gone = True
             self._task.cancel()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-        # The watch cancels while the block is suspended, so its cancellation always arrives inside. Swallow it, unless
-        # somebody outside has cancelled as well.
-        return self.client_gone and kind is asyncio.CancelledError and self._task.uncancel() == 0
+
+class _Watchman:
+    """
+    Has those requests watched that take longer than `DISCONNECT_CHECK` seconds.
+
+    A request that is answered sooner costs no task and no timer: there is one timer for all, and it runs only while there are
+    requests.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._new: set[_Watched] = set()
+        self._due: set[_Watched] = set()
+        """Those that have been there for a round of the timer, or could not be watched then."""
+
+    def add(self, request: _Watched) -> None:
+        self._new.add(request)
+        if self._timer is None:
+            self._timer = self._loop.call_later(DISCONNECT_CHECK, self._go_round)
+
+    def remove(self, request: _Watched) -> None:
+        self._new.discard(request)
+        self._due.discard(request)
+        request.end()
+
+    def _go_round(self) -> None:
+        self._due = {request for request in self._due if not request.begin()} | self._new
+        self._new = set()
+        self._timer = self._loop.call_later(DISCONNECT_CHECK, self._go_round) if self._due else None
 
 
 class UpstreamProxy:
     """
-    Streams requests to AI services.
+    Streams requests to AI services; for one event loop, the running one.
 
     Args:
         transport: carries the requests; any of httpx's.
@@ -156,6 +176,8 @@ class UpstreamProxy:
         # This package's own is spoken to without httpx's models, which nobody would look at: a tenth of its instructions.
         self._native = transport if type(transport) is HTTPTransport else None
         self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        self._watchman = _Watchman(self._loop)
         self._urls: dict[tuple[str, str, int], tuple[httpx.URL, tuple[str, str, int]]] = {}
 
     async def __call__(self, upstream: UpstreamRequest, body: RequestBody, receive: Receive, exchange: Exchange) -> None:
@@ -172,24 +194,35 @@ class UpstreamProxy:
             RequestError: nothing has been answered yet, and this is to be.
             ResponseInterrupted: the service broke off in the middle of the answer.
         """
-        with _DisconnectWatch(receive, body, exchange):
-            try:
-                attempt: UpstreamRequest | None = upstream
-                while attempt is not None:
-                    attempt = await self._relay(attempt, body, exchange)
-            except ClientDisconnected:
-                return
-            except httpx.PoolTimeout as error:
-                self._fail(exchange, error, UpstreamBusy)
-            except httpx.TimeoutException as error:
-                self._fail(exchange, error, UpstreamTimeout)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+        loop = self._loop
+        task = asyncio.current_task(loop)
+        assert task is not None  # noqa: S101 - a coroutine of asyncio always runs in a task
+        watched = _Watched(task, receive, body, exchange)
+        self._watchman.add(watched)
+        try:
+            attempt: UpstreamRequest | None = upstream
+            while attempt is not None:
+                attempt = await self._relay(attempt, body, exchange)
+        except ClientDisconnected:
+            return
+        except asyncio.CancelledError:
+            # The watch cancels while the task is suspended in here, so its cancellation always arrives here. It ends here,
+            # unless somebody outside has cancelled as well.
+            if not watched.client_gone or task.uncancel() > 0:
+                raise
+        except httpx.PoolTimeout as error:
+            self._fail(exchange, error, UpstreamBusy)
+        except httpx.TimeoutException as error:
+            self._fail(exchange, error, UpstreamTimeout)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            self._fail(exchange, error, UpstreamError)
+        except OSError as error:
+            # ASGI 2.4: "If send is called on a closed connection the server should raise a server-specific subclass of
+            # OSError." Transports raise httpx's own errors, so one that comes before an answer is none of the client's.
+            if exchange.status is None:
                 self._fail(exchange, error, UpstreamError)
-            except OSError as error:
-                # ASGI 2.4: "If send is called on a closed connection the server should raise a server-specific subclass of
-                # OSError." Transports raise httpx's own errors, so one that comes before an answer is none of the client's.
-                if exchange.status is None:
-                    self._fail(exchange, error, UpstreamError)
+        finally:
+            self._watchman.remove(watched)
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -226,20 +259,23 @@ class UpstreamProxy:
         }
         stream: httpx.AsyncByteStream
         body.reading = True
+        whole = await body.whole()
         if self._native is not None:
-            stream = answer = await self._native.send(upstream.method, origin, upstream.target, upstream.headers, body, timeout)
-            status, received = answer.reader.status, answer.reader.headers
+            sent = body if whole is None else whole
+            stream = answer = await self._native.send(upstream.method, origin, upstream.target, upstream.headers, sent, timeout)
+            status, received = answer.reader.status, answer.reader.fields
         else:
             extensions = {"target": upstream.target, "timeout": timeout}
+            sending = body if whole is None else httpx.ByteStream(whole)
             response = await self._transport.handle_async_request(
-                httpx.Request(upstream.method, url, headers=upstream.headers, stream=body, extensions=extensions)
+                httpx.Request(upstream.method, url, headers=upstream.headers, stream=sending, extensions=extensions)
             )
             assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
-            stream, status, received = response.stream, response.status_code, response.headers.raw
+            stream, status = response.stream, response.status_code
+            received = [(name.lower(), value) for name, value in response.headers.raw]
         body.reading = False
         try:
             timeout["read"] = timeouts.idle
-            received = [(name.lower(), value) for name, value in received]
             attempts = upstream.attempts
             if attempts is None:
                 rejected = status == 401 and not upstream.relay_unauthorized
@@ -259,29 +295,28 @@ class UpstreamProxy:
         status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
     ) -> None:
         headers = answer_headers(received, counted=upstream.counted)
-        bodiless = upstream.method == "HEAD" or status in (204, 304)
+        length = dict(headers).get(b"content-length")
         remaining: int | None = None
-        for name, value in headers:
-            if name == b"content-length":
-                if not value.isdigit():
-                    raise httpx.RemoteProtocolError("malformed Content-Length")
-                remaining = int(value)
-        if status in (204, 304):
-            # RFC 9110, 8.6: none in a 204, and the length that a 304 tells is of no body that is sent
-            headers = [header for header in headers if header[0] != b"content-length"]
-        send = exchange.send
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        if bodiless:
+        if upstream.method == "HEAD":
             remaining = 0
+        elif status in (204, 304):
+            # RFC 9110, 8.6: no length in a 204, and the one that a 304 tells is of no body that is sent
+            headers = [header for header in headers if header[0] != b"content-length"]
+            remaining = 0
+        elif length is not None:
+            if not length.isdigit():
+                raise httpx.RemoteProtocolError("malformed Content-Length")
+            remaining = int(length)
+        await exchange.begin(status, headers)
         # Where the length is known the last piece says that it is the last one, which saves a message.
         async for piece in stream:
             if remaining is not None:
                 remaining -= len(piece)
-            await send({"type": "http.response.body", "body": piece, "more_body": remaining != 0})
+            await exchange.write(piece, more_body=remaining != 0)
         if remaining:
             raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
         if not exchange.complete:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await exchange.write(b"", more_body=False)
 
 
 def answer_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:

@@ -1,7 +1,7 @@
 """The body of the client's request: streamed, bounded, and read only where a token names engines."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import httpx
@@ -12,6 +12,9 @@ from .exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, Req
 from .headers import RawHeaders, get, get_all
 
 _PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
+SHORT_BODY = 16 * 1024
+"""Bytes up to which a body is collected before a connection to its service is taken: it fits into one write, and a client that
+sends it slowly holds no connection meanwhile."""
 _SCAN_TOO_LARGE = "The token names models, and this body is too large to read its model from."
 
 
@@ -24,12 +27,25 @@ class RequestBody(httpx.AsyncByteStream):
         limit: bytes; one more is 413.
     """
 
-    __slots__ = ("_buffered", "_kept", "_kept_limit", "_limit", "_receive", "_received", "exhausted", "reading")
+    __slots__ = (
+        "_buffered",
+        "_kept",
+        "_kept_limit",
+        "_length",
+        "_limit",
+        "_receive",
+        "_received",
+        "_whole",
+        "exhausted",
+        "reading",
+    )
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._received = 0
+        self._length = 0
+        self._whole: bytes | None = None
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
@@ -37,6 +53,30 @@ class RequestBody(httpx.AsyncByteStream):
         """Whether the last byte has been received."""
         self.reading = False
         """Whether what is still to come is the upstream's, which takes it or will: from the sending to the answer's head."""
+
+    def frame(self, scope: Scope, fields: Mapping[bytes, bytes]) -> None:
+        """
+        Learn from a request's head what of a body is to come; it is exhausted from the start where there is none.
+
+        Args:
+            scope: the request's.
+            fields: its headers by name.
+
+        Raises:
+            InvalidRequest: the Content-Length is malformed.
+            PayloadTooLarge: it is over the limit.
+        """
+        length = fields.get(b"content-length")
+        if length is not None:
+            if not length.isdigit():
+                raise InvalidRequest("The Content-Length is malformed.")
+            self._length = int(length)
+            if self._length > self._limit:
+                raise PayloadTooLarge
+            self.exhausted = self._length == 0
+        elif b"transfer-encoding" not in fields:
+            # From HTTP/2 on a body needs neither header.
+            self.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
 
     async def receive(self) -> Message:
         """
@@ -56,6 +96,23 @@ class RequestBody(httpx.AsyncByteStream):
                 raise PayloadTooLarge
             self.exhausted = not message.get("more_body", False)
         return message
+
+    async def whole(self) -> bytes | None:
+        """
+        Return all of the body where it is short and its length is known, which can be asked for again; None for any other.
+
+        Raises:
+            PayloadTooLarge: the body has passed the limit.
+            ClientDisconnected: the client went away.
+        """
+        if self._whole is None and 0 < self._length <= SHORT_BODY and (self._buffered or not self.exhausted):
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            self._whole = message.get("body", b"")
+            if self._buffered or not self.exhausted:  # mostly it comes in one piece
+                self._whole += b"".join([piece async for piece in self])
+        return self._whole
 
     async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytearray:
         """
@@ -91,6 +148,8 @@ class RequestBody(httpx.AsyncByteStream):
 
     def rewind(self) -> bool:
         """Begin anew, where the body is complete and all of it was held; otherwise return False."""
+        if self._whole is not None:
+            return True
         if self._kept is None or not self.exhausted or self.reading:
             return False
         self._buffered[:0] = self._kept
@@ -120,34 +179,6 @@ class RequestBody(httpx.AsyncByteStream):
             self._kept = None
         else:
             self._kept += piece
-
-
-def open_body(scope: Scope, receive: Receive, limit: int) -> RequestBody:
-    """
-    Return the body of a request; exhausted from the start where the request has none.
-
-    Args:
-        scope: the request's.
-        receive: of the ASGI call.
-        limit: bytes.
-
-    Raises:
-        InvalidRequest: the Content-Length is malformed.
-        PayloadTooLarge: it is over the limit.
-    """
-    headers = scope["headers"]
-    body = RequestBody(receive, limit)
-    length = get(headers, b"content-length")
-    if length is not None:
-        if not length.isdigit():
-            raise InvalidRequest("The Content-Length is malformed.")
-        if int(length) > limit:
-            raise PayloadTooLarge
-        body.exhausted = int(length) == 0
-    elif get(headers, b"transfer-encoding") is None:
-        # From HTTP/2 on a body needs neither header.
-        body.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
-    return body
 
 
 async def find_engine(source: str, headers: RawHeaders, query: bytes, body: RequestBody, limit: int) -> str:

@@ -3,8 +3,8 @@ Where a request's time goes: `python benchmarks/hotpath.py [--streams] [--second
 
 Runs `aisbreaker serve` in full (token, twelve windows, injection), and prints Markdown:
 
-1. Interpreted instructions per request, by file and by function. The count is the same whatever else the machine does, so a
-   change of the code shows in it at once. It sees no C code and no system call.
+1. Interpreted instructions per request (or piece), by file and by function. The count is the same whatever else the machine
+   does, so a change of the code shows in it at once. It sees no C code and no system call.
 2. System calls per request, under load, if strace is installed.
 3. Microseconds of processor time per request, by room, sampled under load with py-spy without stopping the process. A
    function's C code and system calls count as its own.
@@ -73,10 +73,9 @@ def main() -> None:
     prepare_cache()
     ours = next(each for each in CONTENDERS if each.key == OURS)
     with upstreams() as (stage, load):
-        if not arguments.streams:
-            _print_instructions(stage)
+        unit = "piece" if arguments.streams else "request"
+        _print_instructions(stage, load, unit)
         with ours.running(stage) as contender:
-            unit = "piece" if arguments.streams else "request"
             work = _streaming(contender, stage, load) if arguments.streams else _requesting(contender, stage)
             _print_system_calls(contender, work, unit)
             _, cost = work(arguments.seconds)
@@ -153,36 +152,47 @@ def _serve_counting(port: int, file: Path) -> None:
     run(lambda: create_app(), host="127.0.0.1", port=port, grace=1, log_config=log_config("WARNING", "text"))
 
 
-def _print_instructions(stage: Stage) -> None:
+def _print_instructions(stage: Stage, load: Streams, unit: str) -> None:
     environment, port, file = ours_environment(stage), free_port(), stage.directory / "instructions.json"
-    call, _ = ours_calls(port, mint(environment))
+    json_call, sse_call = ours_calls(port, mint(environment))
     command: list[str | Path] = [sys.executable, Path(__file__).resolve(), "--counting", str(port), file]
     log = stage.directory / "counting.log"
     with running(command, CONTENDER_CORE, log=log, environment=environment, directory=stage.directory) as process:
         wait_for_port(port)
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-            _ask(client, call.raw, 50)
+        if unit == "request":
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                _ask(client, json_call.raw, 50)
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(0.1)
+                _ask(client, json_call.raw, REQUESTS)
+                units = REQUESTS
+                process.send_signal(signal.SIGUSR2)
+        else:
+            request = stage.directory / "counted.request"
+            request.write_bytes(sse_call.raw)
+            load.open(port, 4, 10, request)
+            load.run(1, 0.2)
             process.send_signal(signal.SIGUSR1)
             time.sleep(0.1)
-            _ask(client, call.raw, REQUESTS)
+            units = int(load.run(1, 0.5)["pieces"])
             process.send_signal(signal.SIGUSR2)
+            load.close()
         deadline = time.monotonic() + 10
         while not file.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError("nothing was counted: " + log.read_text()[-300:])
             time.sleep(0.05)
-    rows = [
-        (_short(path), name, count / REQUESTS, calls / REQUESTS) for path, name, count, calls in json.loads(file.read_text())
-    ]
+    rows = [(_short(path), name, count / units, calls / units) for path, name, count, calls in json.loads(file.read_text())]
     files: Counter[str] = Counter()
     for path, _, count, _ in rows:
         files[path] += count
     total = sum(files.values())
-    print(f"## Interpreted instructions\n\n{total:,.0f} per request, in {sum(row[3] for row in rows):,.0f} Python calls.\n")
-    print("| file | instructions per request | share |\n| --- | ---: | ---: |")
+    calls = sum(row[3] for row in rows)
+    print(f"## Interpreted instructions\n\n{total:,.0f} per {unit}, in {calls:,.0f} Python calls.\n")
+    print(f"| file | instructions per {unit} | share |\n| --- | ---: | ---: |")
     for path, count in files.most_common(SHOWN):
         print(f"| {path} | {count:,.0f} | {100 * count / total:.1f} % |")
-    print("\n| function | instructions per request | calls per request |\n| --- | ---: | ---: |")
+    print(f"\n| function | instructions per {unit} | calls per {unit} |\n| --- | ---: | ---: |")
     for path, name, count, calls in sorted(rows, key=lambda row: -row[2])[:SHOWN]:
         print(f"| `{name}` in {path} | {count:,.0f} | {calls:.0f} |")
     print()

@@ -132,6 +132,26 @@ def test_a_client_that_leaves_closes_the_upstream_request_within_a_second(
     assert closed.wait(1.0)
 
 
+def test_a_short_body_that_comes_slowly_holds_no_connection(through: Callable[..., Through]) -> None:
+    via = through()
+    with connect(via.base) as client:
+        client.sendall(via.head("POST", CHAT, b"Content-Length: 10\r\nConnection: close\r\n") + b"hello")
+        assert via.request("GET", "/openai/v1/models").startswith(b"HTTP/1.1 200")
+        assert via.upstream.connections == 1
+        client.sendall(b"world")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert via.upstream.last.body == b"helloworld"
+    assert via.upstream.connections == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_short_body_asks_nothing(through: Callable[..., Through]) -> None:
+    via = through()
+    with connect(via.base) as client:
+        client.sendall(via.head("POST", CHAT, b"Content-Length: 10\r\n") + b"hello")
+    assert via.request("GET", "/openai/v1/models").startswith(b"HTTP/1.1 200")
+    assert [request.target for request in via.upstream.requests] == [b"/v1/models"]
+
+
 def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], bytes]:
     """A script that has the first request wait."""
 
