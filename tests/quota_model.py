@@ -8,7 +8,7 @@ from math import floor
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
 
-from aisbreaker_mw.quotas import Bucket, Buckets
+from aisbreaker_mw.quotas import Bucket, Buckets, Decision
 
 _numbers = itertools.count()
 
@@ -56,17 +56,37 @@ class Reference:
     def admits(self, buckets: Buckets, cost: int, now: int, *, count: bool = True) -> bool:
         after = {}
         for key, amount, length in windows(buckets):
-            start, previous, current = self.state.get((key, length), (now, 0, 0))
-            if now >= start + 2 * length:
-                start, previous, current = now, 0, 0
-            elif now >= start + length:
-                start, previous, current = start + length, current, 0
-            if floor(previous * (1 - Fraction(now - start, length)) + current) + cost > amount:
+            start, previous, current = self.progress(key, length, now)
+            if usage(start, previous, current, length, now) + cost > amount:
                 return False
             after[key, length] = (start, previous, current + cost)
         if count:
             self.state.update(after)
         return True
+
+    def admitted(self, buckets: Buckets, cost: int, now: int) -> Decision:
+        """What is said of a request that is admitted: of all windows the nearest its limit, of those the longest."""
+        decisions = []
+        for each in buckets:
+            for _, amount, length in windows([each]):
+                start, previous, current = self.progress(each.key, length, now)
+                remaining = amount - usage(start, previous, current, length, now) - cost
+                left = (start + length - now) / 1000
+                decisions.append(Decision(True, each.policy, amount, length // 1000, remaining, left))
+        return min(decisions, key=lambda decision: (decision.remaining, -decision.window))
+
+    def progress(self, key: str, length: int, now: int) -> tuple[int, int, int]:
+        """The window in progress: when it began, the count before, the count now."""
+        start, previous, current = self.state.get((key, length), (now, 0, 0))
+        if now >= start + 2 * length:
+            return now, 0, 0
+        if now >= start + length:
+            return start + length, current, 0
+        return start, previous, current
+
+
+def usage(start: int, previous: int, current: int, length: int, now: int) -> int:
+    return floor(previous * (1 - Fraction(now - start, length)) + current)
 
 
 def windows(buckets: Buckets) -> Iterable[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aisbreaker_mw.quotas import Bucket, Decision, QuotaLimiter
+from aisbreaker_mw.quotas.memory import MemoryQuotaStorage
 
 from .quota_model import Clock, Reference, bucket, fresh, limits
 from .quota_servers import Valkey
@@ -45,8 +46,7 @@ def check_decision(decision: Decision, reference: Reference, buckets: list[Bucke
     """Hold a decision to the reference, before that counts the request."""
     assert decision.admitted == reference.admits(buckets, cost, now, count=False)
     if decision.admitted:
-        assert decision.remaining >= 0
-        assert 0 < decision.reset_after <= decision.window
+        assert decision == reference.admitted(buckets, cost, now)
         return
     if cost > decision.limit:
         assert decision.reset_after == decision.window
@@ -70,6 +70,88 @@ async def test_memory_follows_the_rule(windows: Any, traffic: list[tuple[int, in
         if decision is None:
             assert not any(each.limits for each in buckets)
             continue
+        check_decision(decision, reference, buckets, cost, clock.milliseconds)
+        assert decision.admitted == reference.admits(buckets, cost, clock.milliseconds)
+
+
+# Limits that are often alike, so that windows are equally near them, and that leave room for many requests in a row: the memory
+# does not look at every window at every request, and whatever it knows from before has to be as true as a look.
+roomy = st.none() | st.sampled_from([6, 20, 20, 60, 60, 60, 200, 1_000])
+roomy_windows = st.tuples(roomy, roomy, roomy)
+four_buckets = st.tuples(roomy_windows, roomy_windows, roomy_windows, roomy_windows)
+runs = st.lists(
+    st.tuples(
+        st.one_of(
+            st.sampled_from([0, 1, 500, 9_000, 30_000, 59_999, 60_000, 60_001, 119_999, 120_000, 1_800_000, 3_600_000]),
+            st.integers(0, 90_000),
+            st.integers(0, 2 * DAY + 1),
+        ),
+        st.integers(1, 25),
+        st.sampled_from([0, 0, 1, 13, 250, 2_000]),
+        st.sampled_from([1, 1, 1, 2, 5]),
+        st.sampled_from([0, 0, 0, 1]),
+        st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(before=four_buckets, after=four_buckets, uniform=st.booleans(), runs=runs)
+def test_runs_of_requests_follow_the_rule_and_so_does_what_they_are_told(
+    before: Any, after: Any, uniform: bool, runs: list[tuple[int, int, int, int, int, int]]
+) -> None:
+    """Requests of two clients in four buckets, whose limits change now and then while the keys stay."""
+    clock = Clock()
+    storage = MemoryQuotaStorage(clock=clock)
+    reference = Reference()
+    for pause, times, step, cost, changed, client in runs:
+        clock.milliseconds += pause
+        windows = [limits(*each) for each in (after if changed else before)]
+        if uniform:
+            windows = windows[:1] * 4
+        buckets = [
+            Bucket(f"srv:c:{client}", "srv", "server-client", windows[0]),
+            Bucket("srv", "srv", "server", windows[1]),
+            Bucket(f"tok:c:{client}", "tok", "token-client", windows[2]),
+            Bucket("tok", "tok", "token", windows[3]),
+        ]
+        # A key always comes with windows of the same lengths.
+        buckets = [
+            bucket.with_key(f"{bucket.key}/{[length for _, length in bucket.windows]}") for bucket in buckets if bucket.windows
+        ]
+        for _ in range(times):
+            clock.milliseconds += step
+            decision = storage.consume_now(buckets, cost)
+            if decision is None:
+                assert not buckets
+                continue
+            check_decision(decision, reference, buckets, cost, clock.milliseconds)
+            assert decision.admitted == reference.admits(buckets, cost, clock.milliseconds)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    burst=st.integers(100, 400),
+    rooms=st.lists(st.integers(0, 500), min_size=3, max_size=3),
+    length=st.sampled_from([60_000, 3_600_000, DAY]),
+    begin=st.floats(1, 1.9),
+    steps=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 3)), min_size=20, max_size=60),
+)
+def test_who_is_nearest_is_true_while_a_burst_fades(
+    burst: int, rooms: list[int], length: int, begin: float, steps: list[tuple[int, int]]
+) -> None:
+    """Its window has more and more left, until another one is nearer its limit."""
+    clock = Clock()
+    storage = MemoryQuotaStorage(clock=clock)
+    reference = Reference()
+    minute, hour, day = (burst + room for room in rooms)
+    buckets = [bucket("token", minute=minute, hour=hour, day=day)]
+    for pause, cost in [(0, burst), (round(begin * length), 1)] + [(step * length // 1_000, cost) for step, cost in steps]:
+        clock.milliseconds += pause
+        decision = storage.consume_now(buckets, cost)
+        assert decision is not None
         check_decision(decision, reference, buckets, cost, clock.milliseconds)
         assert decision.admitted == reference.admits(buckets, cost, clock.milliseconds)
 

@@ -1,29 +1,15 @@
 """Quotas of one process, counted in its memory."""
 
 import time
-from array import array
 from collections.abc import Callable
 from typing import Any
 
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import SlidingWindowCounterSupport, Storage
 
-from .model import MAX_AMOUNT, MAX_WINDOWS, Bucket, Buckets, Decision
+from .model import MAX_AMOUNT, Bucket, Buckets, Decision
+from .records import BLANK, EXPIRY_SHIFT, FADING, HEAD, INSPECTION, LEADER, NO_TIME, POLICY, UNTIL_SHIFT, WINDOW, RecordTable
 from .sliding import wait
-
-# A record is a run of integers: when it may be dropped, how many windows it has and its policy's number (the upper bits), then
-# per window its end (0: nothing was counted yet), the previous count and the current count. Times are milliseconds of the
-# monotonic clock. All records lie in one array: the garbage collector has nothing to visit, and a client costs some 250
-# bytes, most of it for its key.
-_HEAD = 2
-_WINDOW = 3
-_POLICY_SHIFT = 8
-
-_INSPECTION = 32
-"""Records that are looked at in one go: one after the other in memory, as they were made."""
-
-_BLANK = 0
-"""The record that stands for every key without one: the first, always zero."""
 
 _ENDLESS = 1 << 80
 """Longer than any wait: of a request that can never pass."""
@@ -61,32 +47,12 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     ) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions)
         self._max_clients = max_clients
-        self._max_records = max_clients + max_clients // 8 + 1
         self._clock = clock
-        self._clear()
-
-    def _clear(self) -> None:
-        # The key that is no string makes it a dictionary whose entries hold their keys' hashes. One of strings alone looks
-        # for them in the keys, which among a million are never in the processor's caches: a third slower.
-        self._records: dict[str | None, int] = {None: _BLANK}
-        """Where the record of a key begins."""
-        self._data = array("q", bytes(8 * (_HEAD + _WINDOW * MAX_WINDOWS)))
-        self._free: dict[int, list[int]] = {}
-        """Dropped records for reuse, by their number of windows."""
-        self._policies: dict[str, int] = {}
-        """Numbers of the policies."""
-        self._sizes: list[int] = []
-        """Records per policy."""
-        # All records in the order of inspection, where it goes on, and the key of each. (A list of the keys would do, and be
-        # visited by every full garbage collection: a tenth of a second at a million.)
-        self._ring = array("q")
-        self._hand = 0
-        self._due = 0
-        self._keys: dict[int, str] = {}
+        self._table = RecordTable(max_clients)
 
     def __len__(self) -> int:
         """Count the records, those that ran out and are not dropped yet included."""
-        return len(self._ring)
+        return len(self._table)
 
     async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
         """Count one request; see `QuotaStorage`. None where there are no windows."""
@@ -98,95 +64,184 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     def consume_now(self, buckets: Buckets, cost: int = 1) -> Decision | None:
         """Count one request without waiting for anything; see `QuotaStorage`. None where there are no windows."""
         now = self._clock() // 1_000_000
-        data = self._data
-        find = self._records.get
-        found = []
-        fresh = False
-        least = MAX_AMOUNT + 1
-        nearest: tuple[str, int, int, int] | None = None
+        if cost > MAX_AMOUNT and any(bucket.windows for bucket in buckets):
+            return self._refuse(buckets, cost, now)  # of no use to try, and what is counted at once has to fit into the array
+        mark = now << UNTIL_SHIFT | NO_TIME
+        table = self._table
+        data = table.data
+        find = table.records.get
+        looked: list[tuple[Bucket, int]] = []
+        least = _ENDLESS
+        nearest: Bucket | None = None
+        length = 0
         for bucket in buckets:
-            record = find(bucket.key)
-            if record is None:
-                record = self._find_overflow(bucket)
-            found.append(record)
-            i = record + 2
-            for amount, length in bucket.windows:
-                left = data[i] - now
-                current = data[i + 2]
-                if left <= 0:
-                    # The window in progress ended. Of a request that is refused in the end nothing remains of this step:
-                    # the counts are the same whether it is taken now or at the next request.
-                    if left > -length and current:
-                        data[i] += length
-                        data[i + 1] = current
-                        data[i + 2] = 0
-                        left += length
-                    else:
-                        data[i] = data[i + 1] = data[i + 2] = 0
-                        left = length
-                    current = 0
-                if not current:
-                    fresh = True
-                remaining = amount - current - cost
-                previous = data[i + 1]
-                if previous:
-                    remaining -= previous * left // length
-                if remaining <= least:
-                    if remaining < 0:
-                        return self._refuse(buckets, cost, now)
-                    if remaining < least or nearest is None or length > nearest[2]:
-                        least = remaining
-                        nearest = (bucket.policy, amount, length, left)
-                i += 3
+            record = find(bucket.key, BLANK)
+            state = data[record + 1]
+            if state > mark and data[record + 2] == bucket.plan:
+                # Counted at once, and given back should a bucket refuse: less work than to count in a loop of its own.
+                room = data[record] - cost
+                data[record] = room
+                if state & FADING and room <= least:
+                    # At least so much is left; now that it may be the nearest, exactly how much.
+                    window = state & LEADER
+                    limit, duration = bucket.windows[window]
+                    i = record + HEAD + WINDOW * window
+                    room += limit - data[i + 2] - data[i + 1] * (data[i] - now) // duration
+            elif bucket.windows:
+                record, state, room = self._look(bucket, record, now)
+                room -= cost
+                looked.append((bucket, record))
+            else:
+                continue
+            if room <= least and (room < least or bucket.windows[state & LEADER][1] > length):
+                least = room
+                nearest = bucket
+                amount, length = bucket.windows[state & LEADER]
+                end = data[record + HEAD + WINDOW * (state & LEADER)]
+                if room < 0:
+                    self._give_back(buckets, bucket, looked, cost)
+                    return self._refuse(buckets, cost, now)
         if nearest is None:
             return None
 
-        created = 0
-        if fresh:  # a window without a record has counted nothing either
-            created = self._count_first(buckets, found, cost, now)
-        else:
-            for bucket, record in zip(buckets, found, strict=True):
-                for i in range(record + 4, record + 4 + 3 * len(bucket.windows), 3):
-                    data[i] += cost
-        # Twice as many as were made, so that the inspection overtakes any growth.
-        self._due += 1 + 2 * created
-        if self._due >= _INSPECTION:
-            self._inspect(now)
-        policy, amount, length, left = nearest
-        return Decision(True, policy, amount, length // 1000, least, left / 1000)
+        table.due += 1
+        if looked:
+            # Twice as many as were made, so that the inspection overtakes any growth.
+            table.due += 2 * self._count_looked(looked, cost, now)
+        if table.due >= INSPECTION:
+            table.inspect(now)
+        left = end - now if end else length
+        # What Decision(...) does, without the Python function that a named tuple has for it.
+        return tuple.__new__(Decision, (True, nearest.policy, amount, length // 1000, least, left / 1000))
 
-    def _count_first(self, buckets: Buckets, found: list[int], cost: int, now: int) -> int:
-        """Count a request in windows of which some begin with it, and say how many records were made for that."""
-        data = self._data
+    def _look(self, bucket: Bucket, record: int, now: int) -> tuple[int, int, int]:
+        """
+        Look at all windows of a bucket for the leader: the one nearest its limit, of two equally near the longer one.
+
+        Args:
+            bucket: has windows.
+            record: of the bucket's key; blank where that has none.
+            now: milliseconds.
+
+        Returns:
+            The record that counts the bucket, its leader as in the head of a record, and what the leader has left.
+        """
+        data = self._table.data
+        if not record:
+            record = self._table.find_overflow(bucket)
+        room = data[record]
+        fresh = False
+        least = rival = _ENDLESS
+        longest = leader = 0
+        i = record + HEAD
+        for amount, length in bucket.windows:
+            left = data[i] - now
+            current = data[i + 2] - room
+            if left <= 0:
+                # The window in progress ended. Of a request that is refused in the end nothing remains of this step: the
+                # counts are the same whether it is taken now or at the next request.
+                if left > -length and current:
+                    data[i] += length
+                    data[i + 1] = current
+                    left += length
+                else:
+                    data[i] = data[i + 1] = 0
+                    left = length
+                data[i + 2] = room
+                current = 0
+            if not current:
+                fresh = True
+            remaining = amount - current
+            previous = data[i + 1]
+            if previous:
+                remaining -= previous * left // length
+            if remaining <= least and (remaining < least or length > longest):
+                rival = least
+                least = remaining
+                longest = length
+                leader = i
+            elif remaining < rival:
+                rival = remaining
+            i += WINDOW
+
+        state = (leader - record - HEAD) // WINDOW
+        if fresh:
+            # Some window begins with the request, if that is counted. The leader is noted at the next request: many clients
+            # come so seldom that a window ends before.
+            if record:
+                data[record + 1] = 0
+            return record, state, least
+
+        until = min(data[record + HEAD : i : WINDOW])
+        previous = data[leader + 1]
+        if previous:
+            # The leader leads for sure as long as it has less left than its rival now, whose previous count fades too. That is
+            # as long as previous * left // longest >= enough.
+            state |= FADING
+            end = data[leader]
+            enough = previous * (end - now) // longest + least - rival + 1
+            if enough > 0:
+                overtaken = end + enough * longest // -previous + 1
+                if overtaken < until:
+                    until = overtaken
+        state |= until << UNTIL_SHIFT
+        data[record + 1] = state
+        data[record + 2] = bucket.plan
+        shift = least - room
+        if shift:
+            data[record] = least
+            for k in range(record + HEAD + 2, i, WINDOW):
+                data[k] += shift
+        return record, state, least
+
+    def _count_looked(self, looked: list[tuple[Bucket, int]], cost: int, now: int) -> int:
+        """Count a request in the buckets that were looked at, and say how many records were made for that."""
+        data = self._table.data
         created = 0
-        for bucket, record in zip(buckets, found, strict=True):
+        for bucket, record in looked:
             if not record:
                 created += 1
-                record = self._create(self._overflow_key(bucket) or bucket.key, bucket.policy, len(bucket.windows))
-            i = record + 4
+                record = self._table.create_for(bucket)
+                if data[record + 3] > POLICY:
+                    # It was there before: another bucket of the request made it, or filled the last place.
+                    self._look(bucket, record, now)
+            data[record] -= cost
+            if data[record + 1]:
+                continue  # all its windows began before
+            expiry = 0
+            i = record + HEAD
             for _, length in bucket.windows:
-                current = data[i]
-                data[i] = current + cost
-                if not current:
-                    end = data[i - 2]
-                    if not end:
-                        data[i - 2] = end = now + length
-                    if data[record] < end + length:
-                        data[record] = end + length
-                i += 3
+                end = data[i]
+                if not end:
+                    data[i] = end = now + length
+                if expiry < end + length:
+                    expiry = end + length
+                i += WINDOW
+            data[record + 3] = expiry << EXPIRY_SHIFT | data[record + 3] & POLICY
         return created
+
+    def _give_back(self, buckets: Buckets, last: Bucket, looked: list[tuple[Bucket, int]], cost: int) -> None:
+        """Take a request out of what it was counted in at once: the buckets up to `last` without those that were looked at."""
+        uncounted = [bucket.key for bucket, _ in looked]
+        for bucket in buckets:
+            if bucket.windows and bucket.key not in uncounted:
+                self._table.data[self._table.records[bucket.key]] += cost
+            if bucket is last:
+                break
 
     def _refuse(self, buckets: Buckets, cost: int, now: int) -> Decision:
         """Find the window that takes longest to admit the request."""
-        data = self._data
+        data = self._table.data
         longest = (-1, 0)
         decision = None
         for bucket in buckets:
-            record = self._records.get(bucket.key)
-            i = _HEAD + (self._find_overflow(bucket) if record is None else record)
+            record = self._table.records.get(bucket.key) or self._table.find_overflow(bucket)
+            room = data[record]
+            i = record + HEAD
             for amount, length in bucket.windows:
-                end, previous, current = data[i : i + _WINDOW]
-                i += _WINDOW
+                end, previous, base = data[i : i + WINDOW]
+                current = base - room
+                i += WINDOW
                 left = end - now
                 if left <= 0:
                     previous, current, left = (current, 0, left + length) if left > -length else (0, 0, length)
@@ -198,78 +253,12 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
                 if rank > longest:
                     longest = rank
                     decision = Decision(False, bucket.policy, amount, length // 1000, max(0, remaining), patience / 1000)
-        self._due += 1
-        if self._due >= _INSPECTION:
-            self._inspect(now)
+        self._table.due += 1
+        if self._table.due >= INSPECTION:
+            self._table.inspect(now)
         if decision is None:
             raise RuntimeError("no window refuses the request")
         return decision
-
-    def _overflow_key(self, bucket: Bucket) -> str | None:
-        """Name the record that counts a new key, None where it gets one of its own."""
-        policy = self._policies.get(bucket.policy)
-        size = 0 if policy is None else self._sizes[policy]
-        if size < self._max_clients:
-            return None
-        lengths = ",".join([str(length) for _, length in bucket.windows])
-        key = f"overflow/{bucket.policy}/{lengths}/{bucket.slot}"
-        if key in self._records or size < self._max_records:
-            return key
-        return f"overflow/{bucket.policy}/{lengths}"
-
-    def _find_overflow(self, bucket: Bucket) -> int:
-        """Find the record that counts a key without one of its own, blank where it is still to be made."""
-        key = self._overflow_key(bucket)
-        return _BLANK if key is None else self._records.get(key, _BLANK)
-
-    def _create(self, key: str, policy: str, size: int) -> int:
-        if record := self._records.get(key):
-            return record
-        number = self._policies.setdefault(policy, len(self._policies))
-        if number == len(self._sizes):
-            self._sizes.append(0)
-        self._sizes[number] += 1
-        free = self._free.get(size)
-        if free:
-            record = free.pop()
-        else:
-            record = len(self._data)
-            self._data.frombytes(bytes(8 * (_HEAD + _WINDOW * size)))
-        self._data[record + 1] = number << _POLICY_SHIFT | size
-        self._records[key] = record
-        self._ring.append(record)
-        self._keys[record] = key
-        return record
-
-    def _inspect(self, now: int) -> None:
-        """Look at the records that are due and drop those whose windows have all run out."""
-        due, self._due = self._due, 0
-        ring = self._ring
-        data = self._data
-        hand = self._hand
-        for _ in range(due):
-            if hand >= len(ring):
-                hand = 0
-                if not ring:
-                    break
-            record = ring[hand]
-            if data[record] > now:
-                hand += 1
-                continue
-            self._drop(record)
-            # The last one takes the place of the dropped one, and is looked at next.
-            last = ring.pop()
-            if hand < len(ring):
-                ring[hand] = last
-        self._hand = hand
-
-    def _drop(self, record: int) -> None:
-        del self._records[self._keys.pop(record)]
-        number, size = divmod(self._data[record + 1], 1 << _POLICY_SHIFT)
-        self._sizes[number] -= 1
-        for i in range(record, record + _HEAD + _WINDOW * size):
-            self._data[i] = 0
-        self._free.setdefault(size, []).append(record)
 
     # What limits' own strategies ask of a storage: a sliding window is a bucket with one window, a fixed window is one whose
     # previous count stays zero.
@@ -287,8 +276,9 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
 
     async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Give the previous count, the seconds until it is gone, the current count, and the seconds until that is gone."""
-        record = self._records.get(_sliding_key(key, expiry), _BLANK)
-        end, previous, current = self._data[record + _HEAD : record + _HEAD + _WINDOW]
+        record = self._table.records.get(_sliding_key(key, expiry), BLANK)
+        end, previous, base = self._table.data[record + HEAD : record + HEAD + WINDOW]
+        current = base - self._table.data[record]
         length = expiry * 1000
         left = end - self._clock() // 1_000_000
         if left <= 0:
@@ -302,25 +292,30 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count `amount` in the fixed window that the first count began, `expiry` seconds long."""
         now = self._clock() // 1_000_000
-        record = self._create(key, "limits", 1)
-        if self._data[record] <= now:
-            self._data[record] = self._data[record + _HEAD] = now + expiry * 1000
-            self._data[record + _HEAD + 2] = 0
-        self._data[record + _HEAD + 2] += amount
-        self._due += 3
-        if self._due >= _INSPECTION:
-            self._inspect(now)
-        return self._data[record + _HEAD + 2]
+        data = self._table.data
+        record = self._table.create(key, "limits", 1)
+        if data[record + 3] >> EXPIRY_SHIFT <= now:
+            data[record + HEAD] = end = now + expiry * 1000
+            data[record + HEAD + 2] = data[record]
+            data[record + 3] = end << EXPIRY_SHIFT | data[record + 3] & POLICY
+        data[record + HEAD + 2] += amount
+        data[record + 1] = 0
+        self._table.due += 3
+        if self._table.due >= INSPECTION:
+            self._table.inspect(now)
+        return data[record + HEAD + 2] - data[record]
 
     async def get(self, key: str) -> int:
         """Give the count of a fixed window."""
-        record = self._records.get(key, _BLANK)
-        return self._data[record + _HEAD + 2] if self._data[record] > self._clock() // 1_000_000 else 0
+        data = self._table.data
+        record = self._table.records.get(key, BLANK)
+        gone = data[record + 3] >> EXPIRY_SHIFT <= self._clock() // 1_000_000
+        return 0 if gone else data[record + HEAD + 2] - data[record]
 
     async def get_expiry(self, key: str) -> float:
         """Give the end of a fixed window, seconds since the epoch."""
-        left = self._data[self._records.get(key, _BLANK)] / 1000 - self._clock() / 1_000_000_000
-        return time.time() + max(0.0, left)
+        end = self._table.data[self._table.records.get(key, BLANK) + 3] >> EXPIRY_SHIFT
+        return time.time() + max(0.0, end / 1000 - self._clock() / 1_000_000_000)
 
     async def check(self) -> bool:
         """Say that memory is there."""
@@ -329,16 +324,18 @@ class MemoryQuotaStorage(Storage, SlidingWindowCounterSupport):
     async def reset(self) -> int | None:
         """Forget all counts, and say how many keys there were."""
         count = len(self)
-        self._clear()
+        self._table = RecordTable(self._max_clients)
         return count
 
     async def clear(self, key: str) -> None:
         """Forget the count of a key."""
-        if record := self._records.get(key):
+        if record := self._table.records.get(key):
             # One window, of which nothing is left: the record goes with the next inspections.
-            for i in range(record + _HEAD, record + _HEAD + _WINDOW):
-                self._data[i] = 0
-            self._data[record] = 0
+            data = self._table.data
+            data[record + HEAD] = data[record + HEAD + 1] = 0
+            data[record + HEAD + 2] = data[record]
+            data[record + 1] = 0
+            data[record + 3] &= POLICY
 
 
 def _sliding_key(key: str, expiry: int) -> str:

@@ -1,7 +1,9 @@
 """What quotas are made of: windows in buckets, and the decision about one request."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 
 from limits import RateLimitItem
@@ -14,6 +16,18 @@ MAX_AMOUNT = 2**53 - 1
 
 Window: TypeAlias = tuple[int, int]
 """Requests per window, and its length in milliseconds."""
+
+
+PLAN_STEP = 32
+"""A bucket's plan is a multiple of this, and its number of windows."""
+
+_plans = itertools.count(1)
+
+
+@lru_cache(maxsize=4096)
+def _plan(windows: tuple[Window, ...]) -> int:
+    """Number the windows: never two different ones alike, and equal ones alike unless they were forgotten in between."""
+    return PLAN_STEP * next(_plans) + len(windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +53,15 @@ class Bucket:
     limits: tuple[RateLimitItem, ...]
     windows: tuple[Window, ...] = field(init=False, repr=False, compare=False)
     """The limits as the storages count them."""
+    plan: int = field(init=False, repr=False, compare=False)
+    """A number that only buckets with the same windows have, so that a storage can tell that they are the same."""
 
     def __post_init__(self) -> None:
         if len(self.limits) > MAX_WINDOWS:
             raise ValueError(f"a bucket holds at most {MAX_WINDOWS} windows")
         windows = tuple([(min(item.amount, MAX_AMOUNT), item.get_expiry() * 1000) for item in self.limits])
         object.__setattr__(self, "windows", windows)
+        object.__setattr__(self, "plan", _plan(windows))
 
     def with_key(self, key: str) -> "Bucket":
         """Give the same windows to another key: four times as fast as a new bucket, and the windows are shared."""
@@ -55,6 +72,7 @@ class Bucket:
         assign(bucket, "policy", self.policy)
         assign(bucket, "limits", self.limits)
         assign(bucket, "windows", self.windows)
+        assign(bucket, "plan", self.plan)
         return bucket
 
 
