@@ -8,7 +8,7 @@ uvicorn feeds whatever arrives to one parser per connection. Here a request is c
                                  ↘ what follows waits for the answer's end, and is the next head
 
 So a request is the same in whatever segments it comes, one request is in flight at a time, and nothing after a head (body,
-trailers, the next request) can become part of it. llhttp splits and judges the head; what it lets through is refused here.
+trailers, the next request) can become part of it.
 
 A refusal is an error in the shape of OpenAI's API and closes the connection. It never quotes what was sent.
 """
