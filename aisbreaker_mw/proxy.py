@@ -290,9 +290,8 @@ class UpstreamProxy:
         finally:
             await stream.aclose()
 
-    @staticmethod
     async def _answer(
-        status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
+        self, status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
     ) -> None:
         headers = answer_headers(received, counted=upstream.counted)
         length = dict(headers).get(b"content-length")
@@ -313,6 +312,8 @@ class UpstreamProxy:
             if remaining is not None:
                 remaining -= len(piece)
             await exchange.write(piece, more_body=remaining != 0)
+            if remaining == 0 and self._native is not None:
+                break  # which httpx's transport would take for a loss of interest, and close the connection
         if remaining:
             raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
         if not exchange.complete:
