@@ -6,7 +6,7 @@ remembered, and the next request with the same path, credential and client takes
 meanwhile is not remembered: the token's expiry is looked at every time, and so are quotas and bodies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -25,10 +25,10 @@ from .tokens import TokenSealer
 __all__ = ["Admission", "Admissions"]
 
 _FOREIGN = "The API key is no aisbreaker_... token."
-_MOST = 4096
+_MOST = 2048
 """Decisions that are remembered at once."""
-_LONGEST = 1024
-"""Bytes of path and query of a request whose decision is remembered."""
+_LONGEST = 10_000
+"""Bytes of all that a remembered decision rests on: room for the longest token, and path, query and host beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +95,25 @@ class Admissions:
         self._not_forwarded = not_forwarded
         self._not_forwarded_with_token = not_forwarded | credentials.CARRIERS
         self._max_engine_scan_bytes = max_engine_scan_bytes
-        self._known: dict[tuple[object, ...], Admission] = {}
+        self._known: dict[tuple[str | bytes, ...], Admission] = {}
 
     async def admit(
-        self, scope: Scope, exchange: Exchange, service: Service, rest: bytes, client: str, body: RequestBody
+        self,
+        scope: Scope,
+        fields: Mapping[bytes, bytes],
+        exchange: Exchange,
+        service: Service,
+        rest: bytes,
+        client: str,
+        body: RequestBody,
     ) -> Admission:
         """
         Decide about a request, and tell the exchange what is known of it.
 
         Args:
             scope: the request's.
-            exchange: as well.
+            fields: the headers in the scope by name; of those that come more than once the first.
+            exchange: the request's.
             service: that is asked for.
             rest: the raw path below the service's name.
             client: who asks (`ClientIdentifier.identify`).
@@ -114,22 +122,24 @@ class Admissions:
         Raises:
             RequestError: it may not go there.
         """
-        fields = exchange.fields
+        if len(fields) != len(scope["headers"]):
+            # Of a field that comes twice, a key would tell one value only.
+            return await self._decide(None, scope, fields, exchange, service, rest, client, body)
         key = (
             service.name,
             scope["method"],
             rest,
-            scope.get("query_string"),
+            scope.get("query_string", b""),
             client,
-            fields.get(b"host"),
-            fields.get(b"authorization"),
-            fields.get(b"x-api-key"),
-            fields.get(b"api-key"),
-            fields.get(b"x-goog-api-key"),
+            fields.get(b"host", b""),
+            fields.get(b"authorization", b""),
+            fields.get(b"x-api-key", b""),
+            fields.get(b"api-key", b""),
+            fields.get(b"x-goog-api-key", b""),
         )
         known = self._known.get(key)
-        if known is None or len(fields) != len(scope["headers"]):  # of a field that comes twice, the key tells one value only
-            return await self._decide(key, scope, exchange, service, rest, client, body)
+        if known is None:
+            return await self._decide(key, scope, fields, exchange, service, rest, client, body)
         exchange.dialect = known.route.errors
         exchange.service_id = known.service_id
         body.frame(scope, fields)
@@ -140,8 +150,9 @@ class Admissions:
 
     async def _decide(
         self,
-        key: tuple[object, ...],
+        key: tuple[str | bytes, ...] | None,
         scope: Scope,
+        fields: Mapping[bytes, bytes],
         exchange: Exchange,
         service: Service,
         rest: bytes,
@@ -155,7 +166,7 @@ class Admissions:
         exchange.service_id = route.service_id
         if not service.available:
             raise NotFound("This service has no base URL on this server.")
-        body.frame(scope, exchange.fields)
+        body.frame(scope, fields)
 
         found = credentials.find(headers, query)
         token = found.token or (None if found.foreign else self._default_token)
@@ -192,8 +203,7 @@ class Admissions:
             self._not_forwarded_with_token | route.credential.header_names,
             self._plan.for_request(client, claims),
         )
-        repeated = len(exchange.fields) != len(headers)
-        if not (engine_was_read or repeated or len(rest) + len(query) > _LONGEST):
+        if key is not None and not engine_was_read and sum(map(len, key)) <= _LONGEST:
             if len(self._known) >= _MOST:
                 self._known.clear()
             self._known[key] = admission

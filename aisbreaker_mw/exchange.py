@@ -44,7 +44,6 @@ class Exchange:
         "complete",
         "dialect",
         "error",
-        "fields",
         "headers",
         "sent_bytes",
         "service_id",
@@ -54,8 +53,6 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send, dialect: Dialect = "openai") -> None:
         self._method = scope.get("method", "GET")
         self._send = send if scope["type"] == "http" else _answering(scope, send)
-        self.fields: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        """The request's headers by name; of those that come more than once the first."""
         self._started = perf_counter()
         self._first_byte: float | None = None
         self._request_id: str | None = None

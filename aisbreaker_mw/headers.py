@@ -44,8 +44,11 @@ METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-m
 
 
 _ORDINARY = frozenset({b"close", b"keep-alive", b"Keep-Alive"})
-# What is no header that travels on, and the one without which a body has no end: nobody may name it (RFC 9110, 7.6.1).
-_NEVER_NOMINATED = frozenset({b"", b"close", b"keep-alive", b"te", b"upgrade", b"content-length"})
+# What is no header that travels on, and those without which a body has no end, or is another one than it was judged to be: they
+# are for the recipient, and nobody may name them (RFC 9110, 7.6.1).
+_NEVER_NOMINATED = frozenset(
+    {b"", b"close", b"keep-alive", b"te", b"upgrade", b"content-length", b"content-type", b"content-encoding"}
+)
 
 
 def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

@@ -24,19 +24,8 @@ FRAMING = (b"content-length", b"transfer-encoding")
 NO_HEAD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """What no head holds anywhere, however much of it has arrived: line ends other than CRLF, and control characters."""
 
-SECRET = frozenset(
-    {
-        b"api-key",
-        b"authorization",
-        b"cookie",
-        b"proxy-authorization",
-        b"set-cookie",
-        b"x-amz-security-token",
-        b"x-api-key",
-        b"x-goog-api-key",
-    }
-)
-"""Fields whose lines are not remembered."""
+SECRET = re.compile(rb"auth|cookie|credential|key|location|password|protocol|referer|secret|session|signature|token")
+"""What is in the names of fields that may hold a secret, the URLs among them. Their lines are not remembered."""
 
 _TOKEN_BYTES = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CONTROLS = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"
@@ -70,7 +59,7 @@ class _FieldLines(dict[bytes, tuple[bytes, bytes]]):
         if not colon or not is_token(name) or has_controls(value):
             raise MalformedHead("a malformed field line")
         field = name.lower(), value.strip(b"\t ")
-        if len(line) <= _LONGEST and field[0] not in SECRET:
+        if len(line) <= _LONGEST and not SECRET.search(field[0]):
             if len(self) >= _MOST:
                 self.clear()
             self[line] = field

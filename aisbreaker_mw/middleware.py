@@ -216,8 +216,9 @@ class AIsBreakerMiddleware:
     ) -> tuple[UpstreamRequest, RequestBody]:
         """Check and count a request to a service, and return what is to be sent there, and its body."""
         exchange.client = client = self._clients.identify(scope)
+        fields = dict(reversed(scope["headers"]))
         body = RequestBody(receive, self._upstream.max_body_bytes)
-        admission = await self._admissions.admit(scope, exchange, service, rest, client, body)
+        admission = await self._admissions.admit(scope, fields, exchange, service, rest, client, body)
         await self._consume(admission.buckets, exchange)
 
         route, token, claims = admission.route, admission.token, admission.claims
@@ -228,7 +229,7 @@ class AIsBreakerMiddleware:
         ]
         if route.default_headers:
             outgoing += [default for default in route.default_headers if get(outgoing, default[0]) is None]
-        if not body.exhausted and b"content-length" not in exchange.fields:
+        if body.present and b"content-length" not in fields:
             outgoing.append((b"transfer-encoding", b"chunked"))
         request = UpstreamRequest(
             scope["method"],

@@ -37,6 +37,7 @@ class RequestBody(httpx.AsyncByteStream):
         "_received",
         "_whole",
         "exhausted",
+        "present",
         "reading",
     )
 
@@ -49,6 +50,8 @@ class RequestBody(httpx.AsyncByteStream):
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
+        self.present = True
+        """Whether the request has a body, be it received or not."""
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
@@ -77,6 +80,7 @@ class RequestBody(httpx.AsyncByteStream):
         elif b"transfer-encoding" not in fields:
             # From HTTP/2 on a body needs neither header.
             self.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
+        self.present = not self.exhausted
 
     async def receive(self) -> Message:
         """
@@ -102,6 +106,7 @@ class RequestBody(httpx.AsyncByteStream):
         Return all of the body where it is short and its length is known, which can be asked for again; None for any other.
 
         Raises:
+            InvalidRequest: it has not that length.
             PayloadTooLarge: the body has passed the limit.
             ClientDisconnected: the client went away.
         """
@@ -112,6 +117,8 @@ class RequestBody(httpx.AsyncByteStream):
             self._whole = message.get("body", b"")
             if self._buffered or not self.exhausted:  # mostly it comes in one piece
                 self._whole += b"".join([piece async for piece in self])
+            if len(self._whole) != self._length:
+                raise InvalidRequest("The body is not as long as its Content-Length.")
         return self._whole
 
     async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytearray:
@@ -149,6 +156,7 @@ class RequestBody(httpx.AsyncByteStream):
     def rewind(self) -> bool:
         """Begin anew, where the body is complete and all of it was held; otherwise return False."""
         if self._whole is not None:
+            self._buffered[:], self._whole = self._whole, None
             return True
         if self._kept is None or not self.exhausted or self.reading:
             return False

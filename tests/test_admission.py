@@ -10,7 +10,7 @@ import pytest
 from aisbreaker_mw import AIsBreakerMiddleware
 from aisbreaker_mw.admission import _LONGEST, Admission
 
-from .support import RecordingUpstream, bearer, mint, raw_exchange, serve, settings, towards
+from .support import RecordingUpstream, bearer, connect, mint, raw_exchange, serve, settings, towards
 
 CHAT = "/openai/v1/chat/completions"
 
@@ -136,9 +136,12 @@ def test_what_a_body_decides_is_not_remembered(running: Running) -> None:
     assert not running.remembered
 
 
-def test_long_targets_and_refusals_are_not_remembered(running: Running) -> None:
+def test_long_heads_and_refusals_are_not_remembered(running: Running) -> None:
     token = mint(running.base, ("chat:openai.com", "sk-1"))
-    assert running.ask(f"{CHAT}?x={'a' * _LONGEST}", bearer(token)).status_code == 200
+    long = "a" * _LONGEST
+    assert running.ask(f"{CHAT}?x={long}", bearer(token)).status_code == 200
+    assert running.ask(f"{CHAT}?key={long}", bearer(token)).status_code == 200
+    assert running.ask(CHAT, {**bearer(token), "x-api-key": long}).status_code == 200
     assert running.ask("/openai/v1/files", bearer(token)).status_code == 403
     assert running.ask(CHAT, bearer(token + "x")).status_code == 401
     assert not running.remembered
@@ -150,3 +153,35 @@ def test_what_is_remembered_is_bounded(running: Running, monkeypatch: pytest.Mon
     for number in range(20):
         assert running.ask(f"{CHAT}?n={number}", bearer(token)).status_code == 200
         assert 1 <= len(running.remembered) <= 5
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([b"Sec-WebSocket-Protocol: realtime, %s", b"Cookie: a", b"Cookie: b", b"Cookie: c"], id="as many headers"),
+        pytest.param([b"Sec-WebSocket-Protocol: realtime, %s, %s, %s"], id="the key three times"),
+        pytest.param([b"Sec-WebSocket-Protocol: realtime, %s"], id="plain"),
+    ],
+)
+def test_a_websockets_token_is_nobody_elses(running: Running, lines: list[bytes]) -> None:
+    """Its token comes in a subprotocol, which no other request's decision may rest on."""
+    path = "/openai/v1/realtime?model=m"
+    host = running.base.removeprefix("http://").encode()
+
+    def shake_hands(token: str) -> bytes:
+        offered = b"openai-insecure-api-key." + token.encode()
+        given = [line.replace(b"%s", offered) for line in lines]
+        head = [b"GET " + path.encode() + b" HTTP/1.1", b"Host: " + host, b"Connection: Upgrade", b"Upgrade: websocket"]
+        head += [b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *given, b"", b""]
+        with connect(running.base) as client:
+            client.sendall(b"\r\n".join(head))
+            return client.recv(12)
+
+    one = mint(running.base, ("*:openai.com", "sk-1"))
+    two = mint(running.base, ("*:openai.com", "sk-2"))
+    shake_hands(one)
+    assert running.upstream.last.all(b"authorization") == [b"Bearer sk-1"]
+    assert httpx.get(running.base + path).status_code == 401
+    assert shake_hands("aisbreaker_bogus") == b"HTTP/1.1 401"
+    shake_hands(two)
+    assert running.upstream.last.all(b"authorization") == [b"Bearer sk-2"]

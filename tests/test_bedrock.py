@@ -251,7 +251,10 @@ def test_what_aws_refuses(base: str, upstream: RecordingUpstream, status: bytes,
     assert ("SENTINEL" in response.text) is (answered != 502)
 
 
-def test_several_keys_take_turns(base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [None, 20, 20_000], ids=["chunked", "short", "long"])
+def test_several_keys_take_turns(
+    base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, length: int | None
+) -> None:
     def answer(request: Recorded, connection: socket.socket) -> bytes:
         if b"AKIDOTHER" in request.all(b"authorization")[0]:
             return ok(b"{}", b"x-amzn-ErrorType: UnrecognizedClientException", status=b"403 Forbidden")
@@ -260,9 +263,10 @@ def test_several_keys_take_turns(base: str, upstream: RecordingUpstream, monkeyp
     upstream.script = answer
     wanted = {"serviceSecrets": [{"serviceId": "", "authSecret": ["AKIDOTHER:x", f"{KEY_ID}:{SECRET_KEY}"]}]}
     token = httpx.post(f"{base}/api/v1/oauth/token", json={"requestAuthAndQuotas": wanted}).json()["access_token"]
-    pieces = iter([b"first ", b"second"])
-    assert httpx.post(f"{base}/bedrock/model/m/converse", content=pieces, headers=bearer(token)).status_code == 200
-    assert [request.body for request in upstream.requests] == [b"first second"] * 2
+    body = b"first second" if length is None else b"x" * length
+    content = iter([body[:6], body[6:]]) if length is None else body
+    assert httpx.post(f"{base}/bedrock/model/m/converse", content=content, headers=bearer(token)).status_code == 200
+    assert [request.body for request in upstream.requests] == [body] * 2
     assert_signed(upstream.last, monkeypatch)
 
 

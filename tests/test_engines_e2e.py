@@ -92,6 +92,20 @@ def test_json(client: Client) -> None:
     assert client.ask(content=b"") == REFUSED
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_chunked_body_travels_as_well(client: Client, size: int) -> None:
+    text = b'{"model":"o1","messages":["' + b"a" * size + b'"]}'
+    headers = {"content-type": "application/json"}
+    assert client.ask(content=iter([text[:20], text[20:]]), headers=headers) == (200, "Bearer sk-o1")
+    assert client.upstream.last.body == text
+
+
+def test_the_type_that_a_body_was_read_by_travels(client: Client) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded", "connection": "content-type"}
+    assert client.ask(content=b'{"model":"o1","a":"&model=gpt-4o-mini&"}', headers=headers) == SENT_AS_MINI
+    assert client.upstream.last.all(b"content-type") == [b"application/x-www-form-urlencoded"]
+
+
 def test_multipart(client: Client) -> None:
     path = "/openai/v1/audio/transcriptions"
     audio = {"file": ("a.wav", os.urandom(1000), "audio/wav")}

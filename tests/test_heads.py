@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aisbreaker_mw import heads
-from aisbreaker_mw.heads import SECRET, MalformedHead, by_name, lower_names, read_fields, read_length, read_options, write_head
+from aisbreaker_mw.heads import MalformedHead, by_name, lower_names, read_fields, read_length, read_options, write_head
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,21 @@ def test_what_is_written_is_read(fields: list[tuple[bytes, bytes]]) -> None:
     assert read == [(name.lower(), value.strip(b" \t")) for name, value in fields]
 
 
-@pytest.mark.parametrize("name", sorted(SECRET))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            b"api-key",
+            b"authorization",
+            b"cookie",
+            b"location",
+            b"ocp-apim-subscription-key",
+            b"proxy-authorization",
+            b"referer",
+        ),
+        *(b"sec-websocket-protocol", b"set-cookie", b"x-amz-security-token", b"x-api-key", b"x-goog-api-key", b"xi-api-key"),
+    ],
+)
 def test_secrets_are_not_remembered(name: bytes) -> None:
     line = name.title() + b": s3cr3t-heads"
     assert read_fields([line, b"X-Plain: s3cr3t"]) == [(name, b"s3cr3t-heads"), (b"x-plain", b"s3cr3t")]

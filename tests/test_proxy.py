@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from aisbreaker_mw import RequestQuotas, ServiceSecret, TokenClaims, create_app
 from aisbreaker_mw.proxy import DISCONNECT_CHECK
 
 from .support import (
@@ -20,6 +22,7 @@ from .support import (
     ok,
     proxy,
     raw_exchange,
+    settings,
     wait_until,
 )
 
@@ -150,6 +153,26 @@ def test_a_client_that_leaves_in_the_middle_of_a_short_body_asks_nothing(through
         client.sendall(via.head("POST", CHAT, b"Content-Length: 10\r\n") + b"hello")
     assert via.request("GET", "/openai/v1/models").startswith(b"HTTP/1.1 200")
     assert [request.target for request in via.upstream.requests] == [b"/v1/models"]
+
+
+@pytest.mark.parametrize("sent", [b"hell", b"hello!"], ids=["shorter", "longer"])
+async def test_a_body_of_another_length_than_told_is_the_clients_mistake(transport: str, sent: bytes) -> None:
+    """Servers see to it, but not every ASGI server."""
+    answers: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": sent, "more_body": False}
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    app = create_app(settings(upstream={"transport": transport}, services={"openai": {"base_url": "http://127.0.0.1:1"}}))
+    secret = ServiceSecret("chat:openai.com", SecretStr("sk-1"))
+    token = app._sealer.seal(TokenClaims("j" * 22, 0, 2**40, RequestQuotas(), (secret,)), "a")
+    headers = [(b"host", b"a"), (b"authorization", b"Bearer " + token.encode()), (b"content-length", b"5")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    assert answers[0]["status"] == 400
 
 
 def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], bytes]:
