@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,9 @@ from redis.retry import Retry
 from aisbreaker_mw.quotas import Bucket, QuotaLimiter
 from aisbreaker_mw.quotas.embedded import find_server
 
+from .ports import free_port
+
 START_TIMEOUT = 10.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = START_TIMEOUT) -> None:

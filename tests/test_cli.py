@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from .ports import free_port
 from .support import KEY, bearer, mint, wait_until
 
 REQUEST = json.dumps(
@@ -27,11 +28,6 @@ REQUEST = json.dumps(
         "expirationTimeSpan": "1h",
     }
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

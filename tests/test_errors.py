@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from .ports import free_port
 from .support import RecordingUpstream, bearer, mint, ok, proxy
 
 CHAT = {"model": "m", "messages": []}
@@ -111,9 +112,7 @@ def test_rate_limit() -> None:
 
 
 def test_quota_storage_down() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    quotas = {"storage": f"redis://127.0.0.1:{port}", "server": {"global_request_limits": {"requests_per_day": 10**6}}}
+    quotas = {"storage": f"redis://127.0.0.1:{free_port()}", "server": {"global_request_limits": {"requests_per_day": 10**6}}}
     with proxy(quotas=quotas, minting={"requests_per_minute": 1}) as base:
         minting = httpx.post(f"{base}/api/v1/oauth/token", content=b"{}", headers={"content-type": "application/json"})
         health = httpx.get(f"{base}/api/v1/health")
@@ -146,9 +145,7 @@ def test_upstream_errors(script: Any) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "https://127.0.0.1:{port}", "http://no-such-host.invalid"])
 def test_upstream_unreachable(url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    with proxy(services={"openai": {"base_url": url.format(port=port)}}) as base:
+    with proxy(services={"openai": {"base_url": url.format(port=free_port())}}) as base:
         token = mint(base, ("", "sk"))
         response = httpx.post(f"{base}/openai/v1/chat/completions", json=CHAT, headers=bearer(token), timeout=30)
     assert (response.status_code, code(response)) == (502, "upstream_error")

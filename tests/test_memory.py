@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from .ports import free_port
 from .support import KEY, RecordingUpstream, bearer, mint, ok, wait_until
 
 SIZE = 200 * 1024 * 1024
@@ -65,9 +66,8 @@ def script(request: Any, connection: socket.socket) -> object:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 @pytest.mark.parametrize("transport", ["native", "httpx"])
 def test_200_megabytes_each_way(transport: str) -> None:
-    with Sink(script) as upstream, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
+    with Sink(script) as upstream:
+        port = free_port()
         environment = {
             **os.environ,
             "AISBREAKER_KEY": KEY,

@@ -16,8 +16,9 @@ from aisbreaker_mw.quotas import Bucket, QuotaLimiter
 from aisbreaker_mw.quotas.fallback import StrategyQuotaStorage
 from aisbreaker_mw.quotas.model import QuotaStorage
 
+from .ports import free_port
 from .quota_model import bucket, fresh
-from .quota_servers import free_port, wait_until
+from .quota_servers import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,17 @@
 """The sample app, run as its docstring says."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import httpx
 
+from .ports import free_port
 from .support import bearer, mint, wait_until
 
 
 def test_the_sample_app() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "sample_app.main:app", "--port", str(port), "--log-level", "error"]
     process = subprocess.Popen(command, env=dict(os.environ))
     base = f"http://127.0.0.1:{port}"

@@ -18,6 +18,8 @@ import pytest
 from aisbreaker_mw import server
 from aisbreaker_mw.exceptions import ConfigurationError
 
+from .ports import free_port
+
 GRACE = 0.7
 LINE = re.compile(r"aisbreaker is listening on http://([^\s:]+|\[[^\s]+\]):(\d+)$", re.MULTILINE)
 
@@ -70,12 +72,11 @@ class Process:
 
     def __init__(self, factory: str, finish: Path, **options: Any) -> None:
         options = {"host": "127.0.0.1", "port": 0, "grace": GRACE, **options}
-        code = f"import sys; from aisbreaker_mw.server import run; sys.exit(run('test_server:{factory}', **{options!r}))"
-        paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+        code = f"import sys; from aisbreaker_mw.server import run; sys.exit(run('tests.test_server:{factory}', **{options!r}))"
         self.finish = finish
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FINISH": str(finish)},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FINISH": str(finish)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -147,7 +148,7 @@ def finish(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
 def running(request: pytest.FixtureRequest, finish: Path) -> Iterator[Process]:
-    with Process("create_app", finish, workers=request.param) as process:
+    with Process("create_app", finish, workers=request.param, port=free_port()) as process:
         yield process.listening()
 
 
@@ -200,7 +201,7 @@ def test_streams_over_the_grace_are_cut(running: Process) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_second_signal_cuts_at_once(finish: Path, workers: int, number: int) -> None:
-    with Process("create_app", finish, workers=workers, grace=60.0) as process:
+    with Process("create_app", finish, workers=workers, port=free_port(), grace=60.0) as process:
         stream = process.listening().begin("/endless")
         process.signal(number)
         process.wait_until_refusing()

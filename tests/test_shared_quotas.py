@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from .quota_servers import Valkey, cluster, free_port
+from .ports import free_port
+from .quota_servers import Valkey, cluster
 from .support import KEY, bearer, mint, wait_until
 
 REQUESTS = 1_000

@@ -26,6 +26,7 @@ import uvloop
 
 from aisbreaker_mw.transport import HTTPTransport, dialing
 
+from .ports import free_port
 from .upstreams import (
     BROKEN,
     CHUNKED,
@@ -38,7 +39,6 @@ from .upstreams import (
     Peer,
     Script,
     Upstream,
-    free_port,
     until,
 )
 
@@ -1162,7 +1162,7 @@ def full_listener(request: pytest.FixtureRequest) -> Iterator[int]:
     """A port whose queue of connections is full, so that nobody's next one is accepted."""
     fillers: list[socket.socket] = []
     with socket.socket() as listener:
-        listener.bind((getattr(request, "param", "127.0.0.1"), 0))
+        listener.bind((getattr(request, "param", "127.0.0.1"), free_port()))
         listener.listen(0)
         for _ in range(4):
             filler = socket.socket()

@@ -31,9 +31,10 @@ from aisbreaker_mw.exceptions import InvalidRequest
 from aisbreaker_mw.handshake import from_allowed_page, read_handshake
 from aisbreaker_mw.upgrade import WebSocketProtocol
 
+from .ports import free_port
 from .support import KEY, WAIT, bearer, mint, raw_exchange, serve, settings
 from .support import connect as connect_raw
-from .upstreams import Peer, Upstream, free_port, until
+from .upstreams import Peer, Upstream, until
 
 SECRET = "sk-SENTINEL-secret"
 REALTIME = "/openai/v1/realtime?model=gpt-realtime"

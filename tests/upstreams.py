@@ -149,13 +149,6 @@ async def until(happened: Callable[[], object], what: str = "it") -> None:
     raise AssertionError(f"{what} did not happen within {WAIT} s")
 
 
-def free_port() -> int:
-    """Return a port of loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Answer:
     """
