@@ -199,12 +199,12 @@ class TestFaults:
 
     async def test_accepts_and_never_answers(self, own_valkey: Valkey) -> None:
         token = bucket(fresh(), minute=1_000)
-        async with limiting(own_valkey.uri, timeout=0.2) as limiter:
+        async with limiting(own_valkey.uri, timeout=0.5) as limiter:
             assert await passes(limiter, token)
             with own_valkey.paused():
                 began = time.monotonic()
                 answers = await asyncio.gather(*[limiter.consume([token]) for _ in range(300)], return_exceptions=True)
-                assert time.monotonic() - began < 0.4
+                assert time.monotonic() - began < 1.0  # none waited twice, or for another
                 assert {type(answer) for answer in answers} == {QuotaStorageUnavailable}
             await asyncio.sleep(0)
             assert await passes(limiter, token)
@@ -213,28 +213,27 @@ class TestFaults:
         connections: list[asyncio.StreamWriter] = []
         server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        async with limiting(f"redis://127.0.0.1:{port}", timeout=0.1) as limiter:
+        async with limiting(f"redis://127.0.0.1:{port}", timeout=0.3) as limiter:
             began = time.monotonic()
             with pytest.raises(QuotaStorageUnavailable):
                 await limiter.consume([bucket("token", minute=1)])
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() - began < 0.9
         server.close()
         for connection in connections:
             connection.close()
 
     async def test_while_it_is_down_one_request_at_a_time_tries(self, own_valkey: Valkey) -> None:
         token = bucket(fresh(), minute=1_000)
-        async with limiting(own_valkey.uri, timeout=0.2) as limiter:
+        async with limiting(own_valkey.uri, timeout=0.5) as limiter:
             with own_valkey.paused():
                 with pytest.raises(QuotaStorageUnavailable):
                     await limiter.consume([token])
                 probe = asyncio.create_task(limiter.consume([token]))
                 await asyncio.sleep(0)
-                began = time.monotonic()
                 for _ in range(100):
                     with pytest.raises(QuotaStorageUnavailable):
                         await limiter.consume([token])
-                assert time.monotonic() - began < 0.1
+                assert not probe.done()  # nobody else has waited
                 with pytest.raises(QuotaStorageUnavailable):
                     await probe
 

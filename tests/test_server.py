@@ -50,6 +50,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": kind + ".complete"})
         return
     if scope["path"] == "/silent":
+        silent(Path(os.environ["FINISH"])).touch()
         await asyncio.sleep(60)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
@@ -62,6 +63,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
     await send({"type": "http.response.body", "body": b"and done", "more_body": False})
+
+
+def silent(finish: Path) -> Path:
+    """The file that says that the app has a request which it leaves without an answer."""
+    return finish.with_name("silent")
 
 
 # --- Processes --------------------------------------------------------------------------------------------------------------
@@ -112,7 +118,9 @@ class Process:
         client = self.connect()
         client.sendall(f"GET {path} HTTP/{version}\r\nHost: a\r\n\r\n".encode())
         if path == "/silent":
-            time.sleep(0.2)
+            from .support import wait_until  # here, as the processes under test import this file, and need none of that
+
+            wait_until(silent(self.finish).exists, "the request")
             return client
         received = b""
         while b"begun " not in received:
