@@ -214,9 +214,11 @@ def test_the_demo() -> None:
 
 
 def test_the_demo_on_a_taken_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # refuses connections: the demo would wait half a minute for the answer of a silent one
+        taken.bind(("127.0.0.1", free_port()))
         refused = run("demo", "--port", str(taken.getsockname()[1]), "--exit")
     assert refused.returncode == 1
+    assert "is the port taken?" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
