@@ -1,11 +1,32 @@
 """What every test stands on."""
 
+import functools
 import os
+import ssl
 
+import httpx._transports.default
 import pytest
 
 for _name in [*(name for name in os.environ if name.startswith(("AISBREAKER_", "AUTH_"))), "DEFAULT_AISBREAKER_API_KEY"]:
     os.environ.pop(_name, None)  # the configuration of whoever runs the tests is not the tests'
+
+
+_make_context = httpx._transports.default.create_ssl_context
+
+
+@functools.cache
+def _share_context(sources: tuple[str | None, ...]) -> ssl.SSLContext:
+    return _make_context()
+
+
+def _context(verify: ssl.SSLContext | str | bool = True, cert: object = None, trust_env: bool = True) -> ssl.SSLContext:
+    """As httpx makes one, but the usual one only once: to read all certificates takes longer than most tests."""
+    if verify is True and cert is None and trust_env:
+        return _share_context(tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")))
+    return _make_context(verify, cert, trust_env)  # type: ignore[arg-type]
+
+
+httpx._transports.default.create_ssl_context = _context
 
 
 @pytest.fixture(scope="session")

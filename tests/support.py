@@ -156,22 +156,53 @@ class RecordingUpstream:
         return request
 
 
+class _Server(uvicorn.Server):
+    """Ends when it is told to; uvicorn's looks every tenth of a second, and pauses as long before it sees who has gone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def stop(self) -> None:
+        """End it, from another thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._stopped.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._stopped.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while state.connections or state.tasks:  # noqa: ASYNC110 - uvicorn has no event for it
+                    await asyncio.sleep(0.001)
+        for task in state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextlib.contextmanager
 def serve(app: Any, **config: Any) -> Iterator[str]:
     """Run an ASGI app on uvicorn, as `aisbreaker serve` does, in a thread; gives its base URL."""
     options: dict[str, Any] = {"http": HTTPProtocol, "ws": WebSocketProtocol, "ws_per_message_deflate": False}
     options |= {"log_config": None, "access_log": False, "proxy_headers": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app, **{**options, "date_header": False, "timeout_graceful_shutdown": 1, **config}))
+    server = _Server(uvicorn.Config(app, **{**options, "date_header": False, "timeout_graceful_shutdown": 1, **config}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    loop_holder: list[asyncio.AbstractEventLoop] = []
 
     def run() -> None:
-        async def main() -> None:
-            loop_holder.append(asyncio.get_running_loop())
-            await server.serve(sockets=[listener])
-
-        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
-        asyncio.run(main())
+        asyncio.run(server.serve(sockets=[listener]))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -179,7 +210,7 @@ def serve(app: Any, **config: Any) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join(WAIT)
         listener.close()
         assert not thread.is_alive()
