@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
+TEST_WORKERS ?= auto
 BENCH_ARGS ?=
 FUZZ_EXAMPLES ?= 20000
 FUZZ_TARGETS := tests/test_faithful.py tests/test_protocol.py tests/test_transport_fuzz.py
@@ -17,8 +18,9 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	$(BIN)/aisbreaker serve $(SERVE_ARGS)
 
+# A file of tests stays with one worker, which makes its servers once. TEST_WORKERS=0 runs everything in one process.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
