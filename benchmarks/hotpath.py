@@ -47,7 +47,11 @@ _ROOMS = (
     ),
     (re.compile(r"aisbreaker_mw/proxy\.py"), "proxy: relaying an exchange"),
     (re.compile(r"aisbreaker_mw/quotas/"), "quotas: twelve windows"),
-    (re.compile(r"aisbreaker_mw/(services|service_ids|catalog|credentials|tokens|claims)\.py"), "token, service, credentials"),
+    (re.compile(r"aisbreaker_mw/heads\.py"), "heads, read and written"),
+    (
+        re.compile(r"aisbreaker_mw/(admission|services|service_ids|catalog|credentials|tokens|claims)\.py"),
+        "token, service, credentials",
+    ),
     (re.compile(r"aisbreaker_mw/(server|standalone|cli|__main__)\.py"), None),  # at the bottom of every stack
     (re.compile(r"aisbreaker_mw/"), "pipeline, headers, log"),
     (re.compile(r"httpx/"), "httpx's Request and Response"),
