@@ -1,5 +1,6 @@
 """The SDKs for Node: `node --test` runs tests/node against a server of ours."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -31,10 +32,15 @@ for _command in ("node", "npm"):
 @pytest.fixture(scope="module")
 def packages() -> None:
     """The packages of the lock file, installed the first time and when it has changed."""
-    if not INSTALLED.exists() or INSTALLED.stat().st_mtime < LOCK.stat().st_mtime:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        installation = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=300)
-        assert installation.returncode == 0, installation.stderr
+    directory = os.open(NODE, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # one worker installs them, and others wait
+        if not INSTALLED.exists() or INSTALLED.stat().st_mtime < LOCK.stat().st_mtime:
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            installation = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=300)
+            assert installation.returncode == 0, installation.stderr
+    finally:
+        os.close(directory)
 
 
 @pytest.fixture
