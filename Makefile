@@ -18,9 +18,10 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	$(BIN)/aisbreaker serve $(SERVE_ARGS)
 
-# A file of tests stays with one worker, which makes its servers once. TEST_WORKERS=0 runs everything in one process.
+# A worker for each core. A file stays with one, which starts its servers once; a test that hangs ends the run, and is not tried
+# again. TEST_WORKERS=0 runs everything in one process.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --max-worker-restart 0 $(TEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pathlib import Path
 
 LOWEST = 20_000
 """Above the ports of well-known services, and above those that browsers and Node refuse to connect to."""
-BLOCK = 250
+BLOCK = 100
 """Ports that a process has for itself."""
 KERNELS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -44,7 +44,7 @@ def _own_ports() -> Iterator[int]:
 def end() -> int:
     """Return the first port that is not for tests: the kernel begins there."""
     first = int(KERNELS.read_text().split()[0]) if KERNELS.exists() else 49_152  # that of macOS and Windows
-    return first if first - LOWEST >= 20 * BLOCK else 32_768  # where it gives nearly all, a collision is at least rare
+    return first if first - LOWEST >= 50 * BLOCK else 32_768  # where it gives nearly all, a collision is at least rare
 
 
 def _binds(probe: socket.socket, port: int) -> bool:

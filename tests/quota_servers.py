@@ -155,6 +155,7 @@ class Address:
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
+        self._connections: list[asyncio.Task[Any]] = []
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator["Address"]:
@@ -162,8 +163,12 @@ class Address:
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self
+        await asyncio.wait_for(asyncio.gather(*self._connections), START_TIMEOUT)  # each ends with its client
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.append(task)
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
 
@@ -174,6 +179,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager

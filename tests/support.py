@@ -179,6 +179,8 @@ class _Server(uvicorn.Server):
         await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for _ in range(10):  # what has come until now is seen: who has connected, and who has left
+            await asyncio.sleep(0)
         for server in self.servers:
             server.close()
         state = self.server_state
