@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds; longer than the pools of AI SDKs keep an idle connection, so that they close it, not we
-_COLLECTION = (20_000, 20, 100)
+_COLLECTION = (20_000, 10, 10)
 """Thresholds of the garbage collector; Python's own cost a twentieth of a request (docs/performance.md)."""
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
