@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope
 from .engines import LARGE_BODY_BYTES, read_engine, read_query_engine
 from .exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError
 from .headers import RawHeaders, get, get_all
+from .heads import MalformedHead, read_length
 
 _PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
 SHORT_BODY = 16 * 1024
@@ -71,9 +72,10 @@ class RequestBody(httpx.AsyncByteStream):
         """
         length = fields.get(b"content-length")
         if length is not None:
-            if not length.isdigit():
-                raise InvalidRequest("The Content-Length is malformed.")
-            self._length = int(length)
+            try:
+                self._length = read_length(length)
+            except MalformedHead:
+                raise InvalidRequest("The Content-Length is malformed.") from None
             if self._length > self._limit:
                 raise PayloadTooLarge
             self.exhausted = self._length == 0
