@@ -8,7 +8,6 @@ cuts at once.
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import signal
@@ -32,8 +31,6 @@ _logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds; longer than the pools of AI SDKs keep an idle connection, so that they close it, not we
-_COLLECTION = (20_000, 10, 10)
-"""Thresholds of the garbage collector; Python's own cost a twentieth of a request (docs/performance.md)."""
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 _LOG_CONFIG: dict[str, Any] = {
@@ -117,14 +114,9 @@ def run(
 
 
 class _Config(uvicorn.Config):
-    """
-    What every serving process loads.
-
-    Tells an unusable configuration in one line, and ends the process so that a supervisor does not start it again.
-    """
+    """Tells an unusable configuration in one line, and ends the process so that a supervisor does not start it again."""
 
     def load(self) -> None:
-        gc.set_threshold(*_COLLECTION)
         try:
             super().load()
         except ConfigurationError as error:
