@@ -27,6 +27,9 @@ NO_HEAD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SECRET = re.compile(rb"auth|cookie|credential|key|location|password|protocol|referer|secret|session|signature|token")
 """What is in the names of fields that may hold a secret, the URLs among them. Their lines are not remembered."""
 
+_UNIQUE = re.compile(rb"-id$|-ms$|^date$|^cf-ray$")
+"""Names of fields that hardly ever say the same twice: to remember their lines would only push out the others."""
+
 _TOKEN_BYTES = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CONTROLS = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"
 _LENGTH_DIGITS = 19
@@ -59,7 +62,7 @@ class _FieldLines(dict[bytes, tuple[bytes, bytes]]):
         if not colon or not is_token(name) or has_controls(value):
             raise MalformedHead("a malformed field line")
         field = name.lower(), value.strip(b"\t ")
-        if len(line) <= _LONGEST and not SECRET.search(field[0]):
+        if len(line) <= _LONGEST and not SECRET.search(field[0]) and not _UNIQUE.search(field[0]):
             if len(self) >= _MOST:
                 self.clear()
             self[line] = field
