@@ -43,6 +43,7 @@ METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-m
 """Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
 
 
+# Values of Connection that name no header: what nearly every message has, and need not be taken apart.
 _ORDINARY = frozenset({b"close", b"keep-alive", b"Keep-Alive"})
 # What is no header that travels on, and those without which a body has no end, or is another one than it was judged to be: they
 # are for the recipient, and nobody may name them (RFC 9110, 7.6.1).

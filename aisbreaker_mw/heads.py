@@ -9,12 +9,10 @@ secret is remembered with what it says, and the next time costs one look into a 
 """
 
 import re
+from collections.abc import Mapping
 from operator import itemgetter
 
 RawHeaders = list[tuple[bytes, bytes]]
-
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-"""RFC 9110, 5.6.2."""
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -151,6 +149,20 @@ def read_options(value: bytes) -> list[bytes]:
     return [token.strip(b" \t") for token in value.lower().split(b",")]
 
 
-def is_chunked(value: bytes) -> bool:
-    """Say whether a Transfer-Encoding is the one that is known here (RFC 9112, 7)."""
-    return value.lower() == b"chunked"
+def read_framing(values: Mapping[bytes, bytes]) -> tuple[int | None, bool]:
+    """
+    Return what a head says of the body's end (RFC 9112, 6.3): its bytes, or None, and whether it is chunked.
+
+    Args:
+        values: of the fields by name (`by_name`).
+
+    Raises:
+        MalformedHead: it says both, or another transfer coding, or no number.
+    """
+    length = values.get(b"content-length")
+    coding = values.get(b"transfer-encoding")
+    if coding is None:
+        return None if length is None else read_length(length), False
+    if length is not None or coding.lower() != b"chunked":
+        raise MalformedHead("an ambiguous or unknown framing")
+    return None, True

@@ -87,6 +87,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # What uvicorn's does, which expects a cycle of its own.
         self.connections.discard(self)
         if self.cycle is not None:
             self.cycle.disconnect()

@@ -20,6 +20,7 @@ from .exceptions import (
 )
 from .exchange import Exchange
 from .headers import HOP_BY_HOP, forwardable
+from .heads import MalformedHead, read_length
 from .request_body import RequestBody
 from .responses import RATE_LIMIT_HEADERS
 from .transport import HTTPTransport, origin_of
@@ -303,9 +304,10 @@ class UpstreamProxy:
             headers = [header for header in headers if header[0] != b"content-length"]
             remaining = 0
         elif length is not None:
-            if not length.isdigit():
-                raise httpx.RemoteProtocolError("malformed Content-Length")
-            remaining = int(length)
+            try:
+                remaining = read_length(length)
+            except MalformedHead:
+                raise httpx.RemoteProtocolError("malformed Content-Length") from None
         await exchange.begin(status, headers)
         # Where the length is known the last piece says that it is the last one, which saves a message.
         async for piece in stream:

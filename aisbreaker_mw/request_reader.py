@@ -1,13 +1,11 @@
-"""
-Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart.
-"""
+"""Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart."""
 
 import re
 from dataclasses import dataclass
 from typing import NoReturn
 
 from .exceptions import HeadTooLarge, InvalidRequest
-from .heads import FRAMING, TOKEN, MalformedHead, by_name, is_chunked, read_fields, read_length, read_options
+from .heads import FRAMING, MalformedHead, by_name, read_fields, read_framing, read_options
 
 __all__ = ["ChunkedDecoder", "Limits", "RequestHead"]
 
@@ -45,19 +43,8 @@ _METHODS = {
     for name in (
         *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "ACL", "BASELINE-CONTROL", "BIND"),
         *("CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL"),
-        *(
-            "MKREDIRECTREF",
-            "MKWORKSPACE",
-            "MOVE",
-            "ORDERPATCH",
-            "PROPFIND",
-            "PROPPATCH",
-            "REBIND",
-            "REPORT",
-            "SEARCH",
-            "UNBIND",
-        ),
-        *("UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL"),
+        *("MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH"),
+        *("UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL"),
     )
 }
 
@@ -132,15 +119,10 @@ class RequestHead:
             # RFC 9112, 3.2: 400 for a request "that contains more than one Host header field line or a Host header field
             # with an invalid field value".
             raise InvalidRequest("The Host header is malformed.")
-        length = fields.get(b"content-length")
-        coding = fields.get(b"transfer-encoding")
-        if coding is not None:
-            # RFC 9112, 6.1: no other coding is understood here, and in HTTP/1.0 the framing is faulty.
-            if length is not None or not is_chunked(coding) or self.http_version == "1.0":
-                raise InvalidRequest("The Transfer-Encoding header is not supported.")
-            self.body_length = None
-        elif length is not None:
-            self.body_length = read_length(length)
+        length, chunked = read_framing(fields)
+        if chunked and self.http_version == "1.0":
+            raise InvalidRequest("HTTP/1.0 has no chunked bodies.")  # RFC 9112, 6.1: the framing is faulty
+        self.body_length = None if chunked else length or 0
         if b"expect" in fields:
             # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
             self.expects_continue = fields[b"expect"].lower() == b"100-continue" and self.http_version == "1.1"
@@ -160,8 +142,9 @@ def _refuse_line(line: bytes) -> NoReturn:
 
 # Without the "bad whitespace" before an extension: parsers differ on it, and nobody sends it.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
 # RFC 9110, 6.5.1: fields that frame a message are no trailers.
-_TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+_TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_LINE_BYTES = 1024
 
 

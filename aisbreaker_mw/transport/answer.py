@@ -23,9 +23,8 @@ from ..heads import (
     MalformedHead,
     RawHeaders,
     by_name,
-    is_chunked,
     read_fields,
-    read_length,
+    read_framing,
     read_options,
 )
 
@@ -217,12 +216,9 @@ class AnswerReader:
         """RFC 9112, 6.3, in its order."""
         try:
             fields = by_name(self.fields)
-            length = None if (text := fields.get(b"content-length")) is None else read_length(text)
+            length, chunked = read_framing(fields)
         except MalformedHead:
-            raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous") from None
-        coding = fields.get(b"transfer-encoding")
-        if coding is not None and (length is not None or not is_chunked(coding)):
-            raise httpx.RemoteProtocolError("the framing of the upstream's answer is not supported")
+            raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous or not supported") from None
         connection = fields.get(b"connection")
         options = () if connection is None else read_options(connection)
         version = self.version
@@ -230,11 +226,11 @@ class AnswerReader:
         self.keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
         # 1.
         if not self._has_body or self.status in (204, 304):
-            if self.status == 204 and (length or coding is not None):
+            if self.status == 204 and (length or chunked):
                 self.keep_alive = False  # RFC 9110, 8.6 forbids the field; bytes of a body may be on their way
             self.state = COMPLETE
         # 4., and 6.1: chunked in a message of HTTP/1.0 has faulty framing
-        elif coding is not None:
+        elif chunked:
             self.keep_alive = self.keep_alive and version == "1.1"
             self.state = CHUNKED
             self._parser = httptools.HttpResponseParser(self)

@@ -168,11 +168,8 @@ class Exchange(httpx.AsyncByteStream):
 
     def advance(self) -> None:
         """Have the request's task notice that the answer or an error is there."""
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(True)
+        if self._waiter is not None:
+            self.wake()
         elif self._sender is not None and not self._interrupted:
             self._interrupted = True
             self._sender.cancel()

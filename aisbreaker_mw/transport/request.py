@@ -9,10 +9,9 @@ from ..heads import (
     MalformedHead,
     RawHeaders,
     by_name,
-    is_chunked,
     is_token,
     lower_names,
-    read_length,
+    read_framing,
     read_options,
     write_head,
 )
@@ -57,12 +56,9 @@ class OutgoingRequest:
         try:
             self.head = write_head(b"%b %b HTTP/1.1" % (encode_method(method), target), headers)
             fields = by_name(lower_names(headers))
-            length = None if (text := fields.get(b"content-length")) is None else read_length(text)
+            length, chunked = read_framing(fields)
         except MalformedHead:
-            raise httpx.LocalProtocolError("a header cannot be sent") from None
-        coding = fields.get(b"transfer-encoding")
-        if coding is not None and (length is not None or not is_chunked(coding)):
-            raise httpx.LocalProtocolError("the request's framing is not supported")
+            raise httpx.LocalProtocolError("a header cannot be sent, or the framing is ambiguous or not supported") from None
         connection = fields.get(b"connection")
         self.close = connection is not None and b"close" in read_options(connection)
         self.answer_has_body = method != "HEAD"
@@ -74,7 +70,7 @@ class OutgoingRequest:
         self.pending_bytes = 0
         self.sent = False
         """Whether bytes of the body have been handed to a connection."""
-        if length is None and coding is None:
+        if length is None and not chunked:
             return
         if isinstance(body, bytes):
             self.add(body)
