@@ -1,7 +1,7 @@
 """One request and what became of it: sends its answer, counts it, and tells it to the log."""
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ from starlette.types import Message, Scope, Send
 from .claims import TokenClaims
 from .exceptions import ClientDisconnected, RawHeaders, RequestError, ResponseInterrupted
 from .logs import ACCESS_LOGGER, LogFields, describe_crash
+from .response_cycle import ResponseCycle
 from .responses import Answer, Dialect, error_answer
 
 _logger = logging.getLogger(ACCESS_LOGGER)
@@ -106,6 +107,25 @@ class Exchange:
         self.sent_bytes += len(piece)
         self.complete = not more_body
         return self._send({"type": "http.response.body", "body": piece, "more_body": more_body})
+
+    def writer_at_once(self) -> Callable[[bytes], bool] | None:
+        """
+        Return what sends a piece of the answer's body, not the last, if nothing has to be waited for, and says whether it did.
+
+        ASGI has no way to send without a task. This package's server has one, where nothing is between it and here; else: None.
+        """
+        server = getattr(self._send, "__self__", None)
+        if not isinstance(server, ResponseCycle):
+            return None
+        send_at_once = server.send_at_once
+
+        def write_at_once(piece: bytes) -> bool:
+            if not send_at_once(piece):
+                return False
+            self.sent_bytes += len(piece)
+            return True
+
+        return write_at_once
 
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer."""

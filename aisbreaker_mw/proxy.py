@@ -265,6 +265,8 @@ class UpstreamProxy:
             sent = body if whole is None else whole
             stream = answer = await self._native.send(upstream.method, origin, upstream.target, upstream.headers, sent, timeout)
             status, received = answer.reader.status, answer.reader.fields
+            if not answer.arrived:
+                answer.take_at_once = exchange.writer_at_once()
         else:
             extensions = {"target": upstream.target, "timeout": timeout}
             sending = body if whole is None else httpx.ByteStream(whole)
@@ -296,27 +298,26 @@ class UpstreamProxy:
     ) -> None:
         headers = answer_headers(received, counted=upstream.counted)
         length = dict(headers).get(b"content-length")
-        remaining: int | None = None
+        size: int | None = None
         if upstream.method == "HEAD":
-            remaining = 0
+            size = 0
         elif status in (204, 304):
             # RFC 9110, 8.6: no length in a 204, and the one that a 304 tells is of no body that is sent
             headers = [header for header in headers if header[0] != b"content-length"]
-            remaining = 0
+            size = 0
         elif length is not None:
             try:
-                remaining = read_length(length)
+                size = read_length(length)
             except MalformedHead:
                 raise httpx.RemoteProtocolError("malformed Content-Length") from None
         await exchange.begin(status, headers)
         # Where the length is known the last piece says that it is the last one, which saves a message.
         async for piece in stream:
-            if remaining is not None:
-                remaining -= len(piece)
-            await exchange.write(piece, more_body=remaining != 0)
-            if remaining == 0 and self._native is not None:
+            last = exchange.sent_bytes + len(piece) == size
+            await exchange.write(piece, more_body=not last)
+            if last and self._native is not None:
                 break  # which httpx's transport would take for a loss of interest, and close the connection
-        if remaining:
+        if size is not None and exchange.sent_bytes != size:
             raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
         if not exchange.complete:
             await exchange.write(b"", more_body=False)

@@ -178,6 +178,13 @@ class ResponseCycle:
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
 
+    def send_at_once(self, piece: bytes) -> bool:
+        """Send a piece of the body, which is not the last, if nothing has to be waited for; say whether it was sent."""
+        if self._protocol.flow.write_paused or self.disconnected or self.response_complete or not self.response_started:
+            return False
+        self._send_body(piece, True)
+        return True
+
     def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """
         Write the answer's head.

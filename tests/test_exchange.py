@@ -1,17 +1,22 @@
 """One request and what became of it."""
 
+import asyncio
 import json
 import logging
 import re
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydantic import SecretStr
 from starlette.types import Message
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
 from aisbreaker_mw.claims import RequestQuotas, ServiceSecret, TokenClaims
-from aisbreaker_mw.exceptions import InvalidToken, UpstreamError
+from aisbreaker_mw.exceptions import InvalidToken, RequestError, UpstreamError
 from aisbreaker_mw.exchange import Exchange
+from aisbreaker_mw.response_cycle import ResponseCycle
 from aisbreaker_mw.responses import json_answer
 
 CLAIMS = TokenClaims(
@@ -144,3 +149,77 @@ async def test_nothing_is_told_where_nobody_listens(caplog: pytest.LogCaptureFix
     one, _ = exchange()
     one.log()
     assert caplog.records == []
+
+
+class Server:
+    """What a cycle asks of its connection, and nothing more."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport = mock.Mock(spec=asyncio.Transport)
+        self.transport.is_closing.return_value = False
+        self.flow = FlowControl(self.transport)
+        self.logger = self.access_logger = logging.getLogger("test")
+        self.access_log = False
+        self.server_state = ServerState()
+
+    def on_response_complete(self) -> None: ...
+
+    def resume_body(self) -> None: ...
+
+    def give_up(self, cycle: ResponseCycle, error: RequestError) -> None: ...
+
+    @property
+    def written(self) -> bytes:
+        """The answer's body as it went out, in chunks."""
+        calls = self.transport.method_calls
+        data = b"".join(
+            b"".join(call.args[0]) if call[0] == "writelines" else call.args[0] for call in calls if "write" in call[0]
+        )
+        return bytes(data.partition(b"\r\n\r\n")[2])
+
+
+def served() -> tuple[Exchange, ResponseCycle, Server]:
+    server = Server()
+    scope: Any = {"type": "http", "method": "GET", "http_version": "1.1", "headers": []}
+    cycle = ResponseCycle(server, scope, keep_alive=True, expects_continue=False)
+    return Exchange(scope, cycle.send), cycle, server
+
+
+async def test_a_piece_is_written_at_once_where_nothing_hinders_it() -> None:
+    one, _, server = served()
+    write = one.writer_at_once()
+    assert write is not None
+    assert not write(b"too early")
+    await one.begin(200, [])
+    assert write(b"first")
+    await one.write(b"second", more_body=True)
+    server.flow.pause_writing()
+    assert not write(b"too much")
+    server.flow.resume_writing()
+    assert write(b"third")
+    assert (one.sent_bytes, one.complete) == (16, False)
+    await one.write(b"", more_body=False)
+    assert not write(b"too late")
+    assert (one.sent_bytes, one.complete) == (16, True)
+    assert server.written == b"5\r\nfirst\r\n6\r\nsecond\r\n5\r\nthird\r\n0\r\n\r\n"
+
+
+async def test_nothing_is_written_at_once_to_a_client_that_left() -> None:
+    one, cycle, _ = served()
+    write = one.writer_at_once()
+    assert write is not None
+    await one.begin(200, [])
+    cycle.disconnect()
+    assert not write(b"x")
+    assert one.sent_bytes == 0
+
+
+async def test_nothing_passes_by_what_is_between_the_server_and_here() -> None:
+    _, cycle, _ = served()
+
+    async def send(message: Message) -> None:
+        await cycle.send(message)
+
+    assert Exchange(cycle.scope, send).writer_at_once() is None
+    assert exchange()[0].writer_at_once() is None

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,6 +90,39 @@ def test_a_piece_reaches_the_client_before_the_upstream_sends_the_next(through: 
             received.append(piece)
             acknowledged.release()
     assert received == pieces
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_a_slow_client_holds_the_upstream_back_and_gets_everything(through: Callable[..., Through], framing: str) -> None:
+    blocks = [b"%07d\n" % number * 8_192 for number in range(500)]  # 32 MB: more than the kernel holds
+    whole = b"".join(blocks)
+    written = 0
+
+    def script(request: Recorded, connection: socket.socket) -> None:
+        nonlocal written
+        head = {
+            "length": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole),
+            "chunked": SSE_HEAD,
+            "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        }[framing]
+        connection.sendall(head)
+        for block in blocks:
+            connection.sendall(chunk(block) if framing == "chunked" else block)
+            written += 1
+        if framing == "chunked":
+            connection.sendall(b"0\r\n\r\n")
+        if framing == "close":
+            raise RecordingUpstream.Hangup
+
+    via = through(script)
+    with httpx.stream("POST", via.base + CHAT, json={}, headers=bearer(via.token)) as response:
+        last = -1
+        while written != last:
+            last = written
+            time.sleep(0.05)
+        assert written < len(blocks) / 2
+        received = b"".join(response.iter_raw())
+    assert received == whole
 
 
 def test_request_body_is_streamed_to_the_upstream_as_it_comes(through: Callable[..., Through]) -> None:

@@ -15,6 +15,7 @@ transport. Where the stock transport takes another answer, the table in `upstrea
 import asyncio
 import contextlib
 import gc
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -422,6 +423,139 @@ async def test_a_slow_reader_holds_the_upstream_back(transport: httpx.AsyncBaseT
         if isinstance(transport, HTTPTransport):
             assert response.stream.reader.buffered <= 65_536  # type: ignore[attr-defined]
         assert len(await collect(response)) == blocks * len(block)
+
+
+# What arrives while the next piece is awaited can be taken at once, without a step of the task that waits.
+
+
+class Taker:
+    """Takes pieces at once or leaves them to whoever waits, by a pattern that begins anew at its end."""
+
+    def __init__(self, *pattern: bool) -> None:
+        self._pattern = itertools.cycle(pattern)
+        self.pieces: list[bytes] = []
+        """What was taken, and what was not: all of it in order."""
+        self.taken: list[bytes] = []
+        self.refused: list[bytes] = []
+        self.got_one = asyncio.Event()
+
+    def __call__(self, piece: bytes) -> bool:
+        if not next(self._pattern):
+            self.refused.append(piece)
+            return False
+        self.taken.append(piece)
+        self.pieces.append(piece)
+        self.got_one.set()
+        return True
+
+    async def read(self, response: httpx.Response) -> bytes:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream.take_at_once = self  # type: ignore[attr-defined]
+        try:
+            async for piece in response.stream:
+                if self.refused:
+                    assert piece.startswith(self.refused.pop())
+                self.pieces.append(piece)
+                self.got_one.set()
+        finally:
+            await response.stream.aclose()
+        return b"".join(self.pieces)
+
+
+def one_by_one(framing: str, pieces: list[bytes], taker: Taker, end: bytes | None = None) -> Script:
+    """Return an upstream that sends each piece when the one before has arrived."""
+    head = {
+        "length": OK + b"Content-Length: %d\r\n\r\n" % sum(map(len, pieces)),
+        "chunked": CHUNKED,
+        "close": OK + b"Connection: close\r\n\r\n",
+    }[framing]
+    if end is None:
+        end = b"0\r\n\r\n" if framing == "chunked" else b""
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(head)
+        for number, piece in enumerate(pieces):
+            taker.got_one.clear()
+            await peer.send(b"%x\r\n%b\r\n" % (len(piece), piece) if framing == "chunked" else piece)
+            if framing == "length" and number == len(pieces) - 1:
+                break
+            await taker.got_one.wait()
+        await peer.send(end)
+
+    return script
+
+
+@native_only
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize(
+    "pattern", [(True,), (False,), (True, False), (True, True, False, False)], ids=["all", "none", "every-second", "pairs"]
+)
+@pytest.mark.parametrize("buffer_size", [65_536, 1], ids=["", "bytewise"])
+async def test_pieces_taken_at_once_and_pieces_awaited_are_the_whole(
+    stack: str, framing: str, pattern: tuple[bool, ...], buffer_size: int
+) -> None:
+    taker = Taker(*pattern)
+    pieces = [b"%d " % number for number in range(50)]
+    async with Upstream(one_by_one(framing, pieces, taker)) as upstream, asyncio.timeout(WAIT):
+        transport = make_transport(stack, buffer_size=buffer_size)
+        response = await transport.handle_async_request(make_request(upstream.port))
+        assert await taker.read(response) == b"".join(pieces)
+        assert bool(taker.taken) is any(pattern)
+        await transport.aclose()
+
+
+@native_only
+async def test_the_last_piece_is_always_awaited(stack: str) -> None:
+    taker = Taker(True)
+    async with Upstream(one_by_one("length", [b"one", b"two", b"three"], taker)) as upstream, asyncio.timeout(WAIT):
+        transport = make_transport(stack)
+        response = await transport.handle_async_request(make_request(upstream.port))
+        await taker.read(response)
+        assert taker.pieces == [b"one", b"two", b"three"]
+        assert b"two" in taker.taken
+        assert b"three" not in taker.taken
+        await transport.aclose()
+
+
+@native_only
+@pytest.mark.parametrize("end", [b"", b"x\r\n"], ids=["broken-off", "malformed"])
+async def test_an_answer_that_fails_after_pieces_taken_at_once(stack: str, end: bytes) -> None:
+    taker = Taker(True)
+    async with Upstream(one_by_one("chunked", [b"one", b"two"], taker, end=end)) as upstream, asyncio.timeout(WAIT):
+        transport = make_transport(stack)
+        response = await transport.handle_async_request(make_request(upstream.port))
+        with pytest.raises(httpx.RemoteProtocolError):
+            await taker.read(response)
+        assert taker.pieces == [b"one", b"two"]
+        assert isinstance(transport, HTTPTransport)
+        assert not any(pool.connections for pool in transport._pools.values())
+        await transport.aclose()
+
+
+@native_only
+async def test_a_piece_taken_at_once_starts_the_timeout_anew(stack: str) -> None:
+    """Without that the first piece's timeout, which is long, would go on."""
+    seconds = timeouts()
+
+    class Impatient(Taker):
+        def __call__(self, piece: bytes) -> bool:
+            seconds["read"] = 0.01
+            return super().__call__(piece)
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(CHUNKED, b"3\r\none\r\n")
+        await peer.closed()
+
+    taker = Impatient(True)
+    async with Upstream(script) as upstream, asyncio.timeout(WAIT / 2):
+        transport = make_transport(stack)
+        response = await transport.handle_async_request(make_request(upstream.port, timeout=seconds))
+        with pytest.raises(httpx.ReadTimeout):
+            await taker.read(response)
+        assert taker.pieces == [b"one"]
+        await transport.aclose()
 
 
 @pytest.mark.parametrize("headers", [[length(32_768_000)], [CHUNKED_HEADER]], ids=["length", "chunked"])

@@ -14,7 +14,19 @@ import pytest
 from aisbreaker_mw.transport import HTTPTransport
 from aisbreaker_mw.transport.connection import Exchange
 
-from .test_transport import CHUNKED_HEADER, FINE, Body, anyio_backend, collect, fetch, length, make_request, native_only, stack
+from .test_transport import (
+    CHUNKED_HEADER,
+    FINE,
+    Body,
+    Taker,
+    anyio_backend,
+    collect,
+    fetch,
+    length,
+    make_request,
+    native_only,
+    stack,
+)
 from .upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
 
 __all__ = ["anyio_backend", "stack"]
@@ -106,6 +118,14 @@ class Reused(Simple):
     async def prepare(self, transport: HTTPTransport, port: int) -> list[asyncio.Task[Any]]:
         await fetch(transport, port, target=b"/fine")
         return []
+
+
+class TakenAtOnce(Simple):
+    """Pieces that are taken without a step of the task, and pieces that are not."""
+
+    async def exchange(self, transport: HTTPTransport, port: int) -> None:
+        taker = Taker(True, False)
+        assert await taker.read(await transport.handle_async_request(make_request(port))) == b"hiho"
 
 
 class Uploading(Scenario):
@@ -239,7 +259,7 @@ async def attempt(scenario: Scenario, at: set[int], late: bool) -> int:
         return stepped.waits
 
 
-SCENARIOS = [Simple, Reused, Uploading, AnsweredEarly, Waiting, WaitingForRoom, Stale]
+SCENARIOS = [Simple, Reused, TakenAtOnce, Uploading, AnsweredEarly, Waiting, WaitingForRoom, Stale]
 
 
 @native_only

@@ -169,6 +169,11 @@ class AnswerReader:
         self.buffered = 0
         return data
 
+    def put_back(self, data: bytes) -> None:
+        """Have what was just taken be taken again."""
+        self.pieces.append(data)
+        self.buffered = len(data)
+
     def _receive_head(self, data: bytes) -> None:
         if self._head:
             data = self._head + data

@@ -215,10 +215,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         if reader.state == COMPLETE:
             self._complete(exchange)
-        elif reader.buffered >= self.buffer_size and not self.reading_paused:
+        exchange.advance()
+        if reader.buffered >= self.buffer_size and reader.state != COMPLETE and not self.reading_paused:
             self.reading_paused = True
             self._transport.pause_reading()
-        exchange.advance()
 
     def eof_received(self) -> None:
         exchange = self._exchange

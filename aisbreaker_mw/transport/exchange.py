@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -35,7 +36,18 @@ class Exchange(httpx.AsyncByteStream):
         httpx.ReadError: the connection broke.
     """
 
-    __slots__ = ("_connection", "_interrupted", "_sender", "_timeouts", "_waiter", "error", "reader", "request", "request_sent")
+    __slots__ = (
+        "_connection",
+        "_interrupted",
+        "_sender",
+        "_timeouts",
+        "_waiter",
+        "error",
+        "reader",
+        "request",
+        "request_sent",
+        "take_at_once",
+    )
 
     def __init__(self, connection: "Connection", request: OutgoingRequest, timeouts: Timeouts) -> None:
         self._connection = connection
@@ -47,6 +59,11 @@ class Exchange(httpx.AsyncByteStream):
         self.request_sent = False
         self.reader = AnswerReader(request.answer_has_body)
         self.error: httpx.TransportError | None = None
+        self.take_at_once: Callable[[bytes], bool] | None = None
+        """
+        Is given a piece that arrives while the next one is awaited, and says whether it took it. If not, or where there are
+        none to come after it, the piece goes to whoever waits, whom it otherwise does not wake.
+        """
 
     async def send_body(self) -> None:
         """
@@ -98,6 +115,11 @@ class Exchange(httpx.AsyncByteStream):
     def answered(self) -> bool:
         """Say whether the answer has begun, or will never begin."""
         return self.reader.state != HEAD or self.error is not None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all of the answer is there."""
+        return self.reader.state == COMPLETE
 
     async def drain(self) -> None:
         """
@@ -152,11 +174,14 @@ class Exchange(httpx.AsyncByteStream):
 
     def _event(self, name: str) -> asyncio.Future[bool]:
         """Return a future that is True when something happens, or False when the timeout of that name has passed."""
+        self._start_timeout(name)
+        self._waiter = waiter = self._connection.loop.create_future()
+        return waiter
+
+    def _start_timeout(self, name: str) -> None:
         connection = self._connection
         seconds = self._timeouts.get(name)
         connection.set_deadline(NEVER if seconds is None else connection.loop.time() + seconds)
-        self._waiter = waiter = connection.loop.create_future()
-        return waiter
 
     def wake(self, happened: bool = True) -> None:
         """Tell the task that waits."""
@@ -168,11 +193,26 @@ class Exchange(httpx.AsyncByteStream):
 
     def advance(self) -> None:
         """Have the request's task notice that the answer or an error is there."""
-        if self._waiter is not None:
-            self.wake()
+        waiter = self._waiter
+        if waiter is not None:
+            take = self.take_at_once
+            if take is None or not self._pass_on(take, waiter):
+                self.wake()
         elif self._sender is not None and not self._interrupted:
             self._interrupted = True
             self._sender.cancel()
+
+    def _pass_on(self, take: Callable[[bytes], bool], waiter: asyncio.Future[bool]) -> bool:
+        """Give what has arrived to `take_at_once`, and say whether the wait for the next piece goes on."""
+        reader = self.reader
+        if reader.state == COMPLETE or not reader.pieces or self.error is not None or waiter.done():
+            return False
+        piece = reader.take()
+        if not take(piece):
+            reader.put_back(piece)
+            return False
+        self._start_timeout("read")
+        return True
 
     def fail(self, error: httpx.TransportError) -> None:
         """End with an error, after what has arrived before it."""
