@@ -1,10 +1,12 @@
 """`aisbreaker demo`: the proxy on its embedded defaults, and a tour of it as a client takes it."""
 
 import contextlib
+import errno
 import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +59,7 @@ def run_demo(port: int, *, leave: bool) -> int:
     Raises:
         DemoFailed: the server did not start, or gave another answer than it should.
     """
+    _require_free(port)
     base = f"http://127.0.0.1:{port}"
     with _server(port) as process, httpx.Client(timeout=30, trust_env=False) as client:
         _wait_until_up(base, client, process)
@@ -67,6 +70,19 @@ def run_demo(port: int, *, leave: bool) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
         return 0
+
+
+def _require_free(port: int) -> None:
+    """Make sure that what answers on the port afterwards is the server of this tour."""
+    with socket.socket() as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise DemoFailed(f"port {port} can't be listened on: {os.strerror(error.errno or 0).lower()}") from None
+            raise DemoFailed(f"port {port} is taken. Another one: aisbreaker demo --port {port % 65535 + 1}") from None
 
 
 @contextlib.contextmanager
@@ -92,11 +108,10 @@ def _wait_until_up(base: str, client: httpx.Client, process: subprocess.Popen[by
     deadline = time.monotonic() + START_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
-            # Another program on that port would not be this process, which has ended then.
-            if client.get(f"{base}/api/v1/ping").is_success and process.poll() is None:
+            if client.get(f"{base}/api/v1/ping").is_success:
                 return
         time.sleep(0.05)
-    raise DemoFailed("the server did not start; is the port taken? Another one: aisbreaker demo --port 3001")
+    raise DemoFailed("the server did not start")
 
 
 def _tour(base: str, client: httpx.Client) -> None:
