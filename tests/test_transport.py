@@ -18,6 +18,7 @@ import gc
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import h11
@@ -1438,18 +1439,33 @@ async def test_no_task_and_no_timer_for_each_piece(
 
 
 @native_only
-async def test_nothing_is_left_for_the_garbage_collector(transport: httpx.AsyncBaseTransport) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [CHUNKED + b"2\r\nhi\r\n0\r\n\r\n", CHUNKED + b"2\r\nhi\r\n", CHUNKED + b"x", b"nonsense\r\n\r\n", OK, b""],
+    ids=["whole", "broken-off", "malformed-body", "malformed", "half-a-head", "none"],
+)
+async def test_nothing_is_left_for_the_garbage_collector(transport: httpx.AsyncBaseTransport, answer: bytes) -> None:
     """Cycles would be found only now and then, with the bodies that they hold."""
-    async with Upstream(always(CHUNKED + b"2\r\nhi\r\n0\r\n\r\n")) as upstream:
-        await fetch(transport, upstream.port)
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(answer)
+
+    async def ask() -> None:
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            await fetch(transport, upstream.port)
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+
+    async with Upstream(script) as upstream:
+        await ask()
         gc.collect()
         gc.disable()
         try:
             gc.set_debug(gc.DEBUG_SAVEALL)
             for _ in range(10):
-                await fetch(transport, upstream.port)
+                await ask()
             gc.collect()
-            ours = [item for item in gc.garbage if "aisbreaker_mw" in type(item).__module__]
+            ours = [item for item in gc.garbage if "aisbreaker_mw" in type(item).__module__ or isinstance(item, TracebackType)]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()

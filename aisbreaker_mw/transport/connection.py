@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import httpx
 
 from .answer import COMPLETE, HEAD
-from .exchange import NEVER, Exchange, Timeouts
+from .exchange import NEVER, ConnectionStale, Exchange, Timeouts
 from .request import OutgoingRequest
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ SMALL = 16_384
 
 TIMER_SLACK = 0.001
 """Seconds by which a loop's timer may be early."""
-
-
-class ConnectionStale(Exception):
-    """An idle connection turned out to be closed before the upstream can have seen the request's body."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -98,10 +94,10 @@ class Connection(asyncio.BufferedProtocol):
                 await exchange.send_body()
             if reader.state == HEAD:
                 await exchange.receive_head()
-        except BaseException as error:
-            if error is exchange.error and self.used and not reader.touched and not request.sent:
-                self._abandon(exchange)
-                raise ConnectionStale from None
+        except ConnectionStale:
+            self._abandon(exchange)
+            raise
+        except BaseException:
             self.drop(exchange)
             raise
         if reader.state == COMPLETE and self._exchange is exchange:
@@ -202,7 +198,7 @@ class Connection(asyncio.BufferedProtocol):
             self._pool.forget(self)
             self.abort()
             return
-        if exchange.error is not None:
+        if exchange.failure is not None:
             return
         reader = exchange.reader
         try:

@@ -19,6 +19,10 @@ Timeouts = dict[str, float | None]
 """Seconds, by httpx's names: `connect`, `pool`, `read`, `write`. None and what is missing is no limit."""
 
 
+class ConnectionStale(Exception):
+    """An idle connection turned out to be closed before the upstream can have seen the request's body."""
+
+
 class Exchange(httpx.AsyncByteStream):
     """
     A request on its way and its answer: the stream of the answer's body.
@@ -42,7 +46,7 @@ class Exchange(httpx.AsyncByteStream):
         "_sender",
         "_timeouts",
         "_waiter",
-        "error",
+        "failure",
         "reader",
         "request",
         "request_sent",
@@ -58,7 +62,8 @@ class Exchange(httpx.AsyncByteStream):
         self.request = request
         self.request_sent = False
         self.reader = AnswerReader(request.answer_has_body)
-        self.error: httpx.TransportError | None = None
+        self.failure: tuple[type[httpx.TransportError], str] | None = None
+        """Why there is no more to come. An exception, raised, would refer to this, and so wait for the garbage collector."""
         self.take_at_once: Callable[[bytes], bool] | None = None
         """
         Is given a piece that arrives while the next one is awaited, and says whether it took it. If not, or where there are
@@ -114,7 +119,7 @@ class Exchange(httpx.AsyncByteStream):
 
     def answered(self) -> bool:
         """Say whether the answer has begun, or will never begin."""
-        return self.reader.state != HEAD or self.error is not None
+        return self.reader.state != HEAD or self.failure is not None
 
     @property
     def arrived(self) -> bool:
@@ -138,11 +143,14 @@ class Exchange(httpx.AsyncByteStream):
 
         Raises:
             httpx.ReadTimeout: it did not come within `read` seconds.
+            ConnectionStale: it will not come, and the request can be tried once more.
             httpx.TransportError: it will not come.
         """
         while self.reader.state == HEAD:
-            if self.error is not None:
-                raise self.error
+            if self.failure is not None:
+                if self._connection.used and not self.reader.touched and not self.request.sent:
+                    raise ConnectionStale
+                self._raise_failure()
             if not await self._event("read"):
                 raise httpx.ReadTimeout("the upstream did not answer in time")
 
@@ -154,8 +162,7 @@ class Exchange(httpx.AsyncByteStream):
         if not reader.pieces:
             try:
                 while not reader.pieces and reader.state != COMPLETE:
-                    if self.error is not None:
-                        raise self.error
+                    self._raise_failure()
                     if not await self._event("read"):
                         raise httpx.ReadTimeout("the upstream's answer stopped")
             except BaseException:
@@ -205,7 +212,7 @@ class Exchange(httpx.AsyncByteStream):
     def _pass_on(self, take: Callable[[bytes], bool], waiter: asyncio.Future[bool]) -> bool:
         """Give what has arrived to `take_at_once`, and say whether the wait for the next piece goes on."""
         reader = self.reader
-        if reader.state == COMPLETE or not reader.pieces or self.error is not None or waiter.done():
+        if reader.state == COMPLETE or not reader.pieces or self.failure is not None or waiter.done():
             return False
         piece = reader.take()
         if not take(piece):
@@ -216,8 +223,13 @@ class Exchange(httpx.AsyncByteStream):
 
     def fail(self, error: httpx.TransportError) -> None:
         """End with an error, after what has arrived before it."""
-        if self.error is None:
-            self.error = error
+        if self.failure is None:
+            self.failure = type(error), str(error)
             # A request of whose body nothing has gone out can have a second try, which needs its body unharmed.
             if not self._connection.used or self.reader.touched or self.request.sent or self._waiter is not None:
                 self.advance()
+
+    def _raise_failure(self) -> None:
+        if self.failure is not None:
+            kind, text = self.failure
+            raise kind(text)

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from ..heads import RawHeaders
-from .connection import Connection, ConnectionStale
+from .connection import Connection
 from .dialing import open_socket
-from .exchange import Exchange, Timeouts
+from .exchange import ConnectionStale, Exchange, Timeouts
 from .request import OutgoingRequest
 from .tls import ResumingContext, default_context
 
