@@ -20,20 +20,21 @@ import logging
 import socket
 import struct
 from secrets import token_hex
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from .exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
-from .heads import END_OF_HEAD, NO_HEAD
+from .heads import END_OF_HEAD, NO_HEAD, write_head
 from .logs import ACCESS_LOGGER, LogFields
 from .request_reader import ChunkedDecoder, Limits, RequestHead
 from .response_cycle import ResponseCycle
 from .responses import error_answer
+from .served import ServedConnection
 
 __all__ = ["HTTPProtocol"]
 
@@ -43,15 +44,14 @@ _logger = logging.getLogger(ACCESS_LOGGER)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class HTTPProtocol(HttpToolsProtocol):
+class HTTPProtocol(ServedConnection):
     """
-    uvicorn's HTTP protocol, with the requests cut out and judged here.
+    One client's connection: its requests, one after the other.
 
-    `limits` belongs to the class: a server with other limits runs a subclass.
+    Args:
+        config: see `ServedConnection`, as for the next three.
+        limits: what the client may take; `functools.partial` makes a protocol with others.
     """
-
-    limits = Limits()
-    cycle: ResponseCycle  # type: ignore[assignment]  # uvicorn's own is never made
 
     def __init__(
         self,
@@ -59,8 +59,15 @@ class HTTPProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.limits = Limits() if limits is None else limits
+        # uvicorn calls them int, and takes any number.
+        self._keep_alive: float = cast(Any, config).timeout_keep_alive
+        self._grace: float | None = cast(Any, config).timeout_graceful_shutdown
+        self.cycle: ResponseCycle | None = None  # the last one, under way or done
         # What arrived and is not read yet: an incomplete head, or requests after the one in flight.
         self._pending = b""
         self._scanned = 0  # where the search for the head's end goes on
@@ -81,14 +88,13 @@ class HTTPProtocol(HttpToolsProtocol):
 
     # The connection's life, as asyncio and uvicorn tell it.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._context = contextvars.copy_context()
         self._set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # What uvicorn's does, which expects a cycle of its own.
-        self.connections.discard(self)
+        self.leave()
         if self.cycle is not None:
             self.cycle.disconnect()
         self.flow.resume_writing()
@@ -116,7 +122,7 @@ class HTTPProtocol(HttpToolsProtocol):
         else:
             cycle = self.cycle
             cycle.keep_alive = False
-            grace = self.config.timeout_graceful_shutdown
+            grace = self._grace
             if grace is not None:
                 # uvicorn waits a little longer before it cancels the app's tasks, so what they do then is not seen.
                 self.loop.call_later(grace, self.give_up, cycle, ShuttingDown())
@@ -141,7 +147,7 @@ class HTTPProtocol(HttpToolsProtocol):
         except RequestError as error:
             self._refuse(error)
             return
-        if head.opens_websocket and self._should_upgrade_to_ws():
+        if head.opens_websocket and self.config.ws_protocol_class is not None:
             if end < len(data):
                 self._refuse(InvalidRequest("A WebSocket begins with the answer to its handshake."))
             else:
@@ -166,7 +172,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 return
             if not head.expects_continue:
                 self.resume_body()
-        self._start(cycle)
+        self.start(cycle.run_asgi)
         if rest:
             self._hold(rest)
 
@@ -191,29 +197,23 @@ class HTTPProtocol(HttpToolsProtocol):
         path = raw_path.decode("ascii")
         if "%" in path:
             path = unquote(path)
+        root_path = self.config.root_path
         scope: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
             "http_version": head.http_version,
             "method": head.method,
-            "scheme": self.scheme or "http",
-            "path": self.root_path + path,
-            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "scheme": self.scheme,
+            "path": root_path + path,
+            "raw_path": root_path.encode("ascii") + raw_path,
             "query_string": query,
-            "root_path": self.root_path,
+            "root_path": root_path,
             "headers": head.headers,
             "client": self.client,
             "server": self.server,
             "state": self.app_state.copy(),
         }
         return ResponseCycle(self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue)
-
-    def _start(self, cycle: ResponseCycle) -> None:
-        app = self.app
-        if self.limit_concurrency is not None and self.limit_concurrency <= max(len(self.connections), len(self.tasks)):
-            app = service_unavailable
-            self.logger.warning("Exceeded concurrency limit.")
-        self._start_asgi_task(cycle, app)  # type: ignore[arg-type]  # it only calls run_asgi()
 
     def _receive_body(self, data: bytes) -> bytes:
         """Take the part of the body that arrived, and return what follows the body."""
@@ -231,14 +231,14 @@ class HTTPProtocol(HttpToolsProtocol):
             self._remaining -= len(body)
             done = not self._remaining
         self._window_bytes += len(body)
-        cycle = self.cycle
+        cycle = self._current()
         if done:
             self._in_body = False
             self._decoder = None
             self._deadline = None
         if cycle.response_complete:
             if done and not rest:
-                self._set_deadline(self.loop.time() + self.timeout_keep_alive)
+                self._set_deadline(self.loop.time() + self._keep_alive)
         elif body or done:
             cycle.take_body(body, not done)
             if not done and cycle.buffered > HIGH_WATER_LIMIT:
@@ -268,17 +268,19 @@ class HTTPProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _next_head(self) -> None:
-        if self._pending and not self._closing and self.cycle.response_complete:
+        if self._pending and not self._closing and self._current().response_complete:
             self.flow.resume_reading()
             self._receive_head(b"")
 
     def _hand_over(self, head: RequestHead) -> None:
         self._cancel_timer()
-        self.url = head.target
         # A Content-Length can only be 0 here, and older versions of the library `websockets` take none at all.
         headers = [header for header in head.headers if header[0] != b"content-length"]
-        self.scope = {"method": head.method, "headers": headers}  # type: ignore[typeddict-item]
-        self.handle_websocket_upgrade()
+        self.hand_over(write_head(b"GET %b HTTP/1.1" % head.target, headers))
+
+    def _current(self) -> ResponseCycle:
+        assert self.cycle is not None  # noqa: S101 - asked where there was a head only
+        return self.cycle
 
     # How an answer ends.
 
@@ -287,7 +289,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._closing or self.transport.is_closing():
             return
-        if not self.cycle.keep_alive:
+        if not self._current().keep_alive:
             if self._in_body or self._pending:
                 self._linger()
             else:
@@ -299,7 +301,7 @@ class HTTPProtocol(HttpToolsProtocol):
             # Not from here: this is the app's task, and the next one would inherit its context variables.
             self.loop.call_soon(self._next_head, context=self._context)
         else:
-            self._set_deadline(self.loop.time() + self.timeout_keep_alive)
+            self._set_deadline(self.loop.time() + self._keep_alive)
 
     def give_up(self, cycle: ResponseCycle, error: RequestError) -> None:
         """End an answer that will not be completed: with `error` if it has not begun, else by cutting the connection."""

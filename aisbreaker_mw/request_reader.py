@@ -75,7 +75,9 @@ class RequestHead:
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         # RFC 9112, 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
-        first, *lines = data[2 if data[:2] == b"\r\n" else 0 : -4].split(b"\r\n")
+        if data[:2] == b"\r\n":
+            data = data[2:]
+        first, *lines = data[:-4].split(b"\r\n")
         line = _REQUEST_LINE.fullmatch(first)
         if line is None or line[1] not in _METHODS:
             _refuse_line(first)

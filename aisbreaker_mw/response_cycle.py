@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -185,7 +185,7 @@ class ResponseCycle:
         self._send_body(piece, True)
         return True
 
-    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _send_head(self, status: int, given: Iterable[Iterable[bytes]]) -> None:
         """
         Write the answer's head.
 
@@ -194,7 +194,8 @@ class ResponseCycle:
         the app's, nothing but `close` counts.
         """
         try:
-            headers = lower_names([*headers])
+            # ASGI asks for pairs, not for tuples.
+            headers = lower_names(cast(RawHeaders, list(map(tuple, given))))
             fields = by_name(headers, _ONCE)
             length = None if (text := fields.get(b"content-length")) is None else read_length(text)
         except MalformedHead:
@@ -246,7 +247,7 @@ class ResponseCycle:
         if self._head:
             self._write(b"")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Any) -> None:
         head = self._head
         if self._head_flush is not None:
             self._head_flush.cancel()
@@ -260,7 +261,8 @@ class ResponseCycle:
         else:
             transport.write(head or data)
 
-    def _send_body(self, body: bytes, more_body: bool) -> None:
+    def _send_body(self, body: Any, more_body: Any) -> None:
+        # An app may give any buffer, and anything for true.
         if self.bodyless:
             pass
         elif self.chunked_encoding:

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -51,7 +51,7 @@ def run(
     workers: int = 1,
     grace: float = 30.0,
     log_config: dict[str, Any] | None = None,
-    http: type[HTTPProtocol] = HTTPProtocol,
+    http: Callable[..., HTTPProtocol] = HTTPProtocol,
 ) -> int:
     """
     Serve an app until a signal ends it.
@@ -64,7 +64,7 @@ def run(
         grace: seconds for answers in flight after the first signal.
         log_config: a `logging.config.dictConfig`; lines on stderr when not given. Workers apply it as well, so it must
             be picklable.
-        http: the protocol; a subclass brings other limits.
+        http: makes a connection's protocol; `functools.partial(HTTPProtocol, limits=...)` brings other limits.
 
     Returns:
         The process's exit status: 0 after a drain, 1 when the start failed or a second signal cut the drain short.
@@ -81,7 +81,7 @@ def run(
         port=port,
         workers=workers,
         loop="auto",
-        http=http,
+        http=cast(Any, http),  # uvicorn asks for an asyncio.Protocol, and uses the methods only
         ws=WebSocketProtocol,
         ws_per_message_deflate=False,  # nor is it offered to the services, see websocket.py
         lifespan="on",

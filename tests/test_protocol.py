@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import itertools
 import json
 import logging
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -118,6 +120,13 @@ class App:
         date = [(b"Date", b"upstream's"), (b"date", b"second"), (b"Server", b"nginx"), (b"server", b"second")]
         hop = [(b"Connection", b"keep-alive"), (b"Transfer-Encoding", b"chunked"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")]
         await self.answer(send, b"named", *date, *hop)
+
+    async def loose(self, scope: Any, receive: Any, send: Any) -> None:
+        """Say it in other types than ASGI's own examples do."""
+        headers = ([b"X-A", b"a"], [b"content-length", b"5"], [b"Connection", b"keep-alive"])
+        await send({"type": "http.response.start", "status": HTTPStatus.CREATED, "headers": iter(headers)})
+        await send({"type": "http.response.body", "body": bytearray(b"lo"), "more_body": 1})
+        await send({"type": "http.response.body", "body": memoryview(b"ose"), "more_body": None})
 
     async def no_content(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": [(b"content-length", b"0")]})
@@ -240,9 +249,7 @@ class Wire:
         config.load()
         self.state = ServerState()
         self.state.default_headers = [(b"date", DATE)]
-        self.protocol = HTTPProtocol(config, self.state, {}, loop)
-        if limits is not None:
-            self.protocol.limits = limits
+        self.protocol = HTTPProtocol(config, self.state, {}, loop, limits=limits)
         self.transport = Transport(self)
         self.protocol.connection_made(self.transport)
 
@@ -308,8 +315,7 @@ def connect(loop: Clock, app: App) -> Iterator[Callable[..., Wire]]:
 # --- A real server ------------------------------------------------------------------------------------------------------
 
 
-class SmallLimits(HTTPProtocol):
-    limits = Limits(head_timeout=0.3, body_grace=0.3, linger=0.5)
+SmallLimits = functools.partial(HTTPProtocol, limits=Limits(head_timeout=0.3, body_grace=0.3, linger=0.5))
 
 
 @dataclass
@@ -1190,6 +1196,12 @@ def test_failure_before_the_answer_is_a_500(server: Server, caplog: pytest.LogCa
 def test_answer_that_the_app_leaves_unfinished_looks_cut(server: Server, path: str) -> None:
     (answer,) = parse(server.talk(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()))
     assert (answer.status, answer.complete) == (200, False)
+
+
+def test_an_app_may_answer_in_other_types(server: Server) -> None:
+    (answer,) = parse(server.talk(b"GET /loose HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+    assert (answer.status, answer.body, answer.complete) == (201, b"loose", True)
+    assert answer.values(b"x-a") == [b"a"]
 
 
 def test_crash_after_the_answer_leaves_the_connection_alone(server: Server, caplog: pytest.LogCaptureFixture) -> None:

