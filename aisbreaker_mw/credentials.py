@@ -24,6 +24,9 @@ class Credential(NamedTuple):
     token: str | None
     foreign: bool
 
+    def __repr__(self) -> str:
+        return f"Credential(token={'***' if self.token else None}, foreign={self.foreign})"
+
 
 def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> Credential:
     """

@@ -52,6 +52,16 @@ _NEVER_NOMINATED = frozenset(
 )
 
 
+_PAIR = frozenset({tuple})
+
+
+def as_pairs(headers: Iterable[Iterable[bytes]]) -> RawHeaders:
+    """Return headers as a list of tuples, which ASGI doesn't promise: the same object where it is one, as nearly always."""
+    if type(headers) is list and _PAIR.issuperset(map(type, headers)):
+        return headers
+    return [(name, value) for name, value in headers]
+
+
 def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return every value of a header, in order."""
     return [value for key, value in headers if key == name]

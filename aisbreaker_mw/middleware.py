@@ -27,7 +27,18 @@ from .exceptions import (
 )
 from .exchange import Exchange, conclude
 from .handshake import from_allowed_page, read_handshake
-from .headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE, RawHeaders, forwardable, get, get_all, host_name
+from .headers import (
+    CLIENT_ADDRESS,
+    HOP_BY_HOP,
+    METHOD_OVERRIDES,
+    PAGE,
+    RawHeaders,
+    as_pairs,
+    forwardable,
+    get,
+    get_all,
+    host_name,
+)
 from .logs import hush_libraries
 from .proxy import Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
@@ -154,10 +165,14 @@ class AIsBreakerMiddleware:
         if kind not in ("http", "websocket"):
             await self._pass_on(scope, receive, send)
             return
+        given = scope
+        headers = as_pairs(scope["headers"])
+        if headers is not scope["headers"]:
+            scope = {**scope, "headers": headers}
         path = route_path(scope)
         service = self._service_at(path)
         if service is not None:
-            if kind == "http" and get(scope["headers"], b"origin") is not None:
+            if kind == "http" and get(headers, b"origin") is not None:
                 await self._cors(scope, receive, send)
             else:
                 await self._serve_at(path, service, scope, receive, send)
@@ -165,11 +180,9 @@ class AIsBreakerMiddleware:
             exchange = Exchange(scope, send)
             await conclude(exchange, self._serve_endpoint(path, scope, receive, exchange))
         elif self.app is None:
-            exchange = Exchange(scope, send)
-            await self._refuse(scope, receive, exchange, NotFound())
-            exchange.log()
+            await self._refuse(scope, receive, Exchange(scope, send), NotFound())
         else:
-            await self._serve_app(path, scope, receive, send)
+            await self._serve_app(path, scope, given, receive, send)
 
     # Way 1: a service
 
@@ -273,28 +286,24 @@ class AIsBreakerMiddleware:
 
     # Ways 2 and 3: the wrapped app
 
-    async def _serve_app(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_app(self, path: bytes, scope: Scope, given: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None  # noqa: S101 - asked by the caller
         try:
             token = credentials.bearer_token(scope["headers"])
-            error: RequestError | None = None
         except InvalidRequest as two_tokens:
-            token, error = None, two_tokens
-        if token is None and error is None:
-            await self.app(scope, receive, send)
+            await self._refuse(scope, receive, Exchange(scope, send), two_tokens)
+            return
+        if token is None:
+            await self.app(given, receive, send)
             return
         exchange = Exchange(scope, send)
         try:
-            inner = scope
-            if token is not None:
-                inner = await self._admit(path, scope, token, exchange)
+            inner = await self._admit(path, scope, token, exchange)
         except RequestError as refusal:
-            error = refusal
+            await self._refuse(scope, receive, exchange, refusal)
+            return
         try:
-            if error is None:
-                await self.app(inner, receive, exchange.send)
-            else:
-                await self._refuse(scope, receive, exchange, error)
+            await self.app(inner, receive, exchange.send)
         finally:
             exchange.log()
 
@@ -377,6 +386,9 @@ class AIsBreakerMiddleware:
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, exchange: Exchange, error: RequestError) -> None:
-        if scope["type"] == "websocket":
-            await receive()  # websocket.connect
-        await exchange.refuse(error)
+        try:
+            if scope["type"] == "websocket":
+                await receive()  # websocket.connect
+            await exchange.refuse(error)
+        finally:
+            exchange.log()

@@ -20,7 +20,7 @@ import logging
 import socket
 import struct
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 from uvicorn.config import Config
@@ -64,9 +64,8 @@ class HTTPProtocol(ServedConnection):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits = Limits() if limits is None else limits
-        # uvicorn calls them int, and takes any number.
-        self._keep_alive: float = cast(Any, config).timeout_keep_alive
-        self._grace: float | None = cast(Any, config).timeout_graceful_shutdown
+        self._keep_alive = config.timeout_keep_alive
+        self._grace = config.timeout_graceful_shutdown
         self.cycle: ResponseCycle | None = None  # the last one, under way or done
         # What arrived and is not read yet: an incomplete head, or requests after the one in flight.
         self._pending = b""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
@@ -70,7 +70,7 @@ class Attempts(Protocol):
 @dataclass(slots=True)
 class UpstreamRequest:
     """
-    What is sent to a service.
+    What is sent to a service. Its repr shows no credential.
 
     Args:
         method: HTTP method.
@@ -85,8 +85,8 @@ class UpstreamRequest:
 
     method: str
     origin: tuple[str, str, int]
-    target: bytes
-    headers: RawHeaders
+    target: bytes = field(repr=False)
+    headers: RawHeaders = field(repr=False)
     relay_unauthorized: bool = False
     counted: bool = False
     attempts: Attempts | None = None

@@ -15,11 +15,9 @@ from uvicorn.server import ServerState
 __all__ = ["ServedConnection"]
 
 
-class ServedConnection:
+class ServedConnection(asyncio.Protocol):
     """
     What uvicorn's server asks of a protocol, but for `data_received`, `connection_lost` and `shutdown`.
-
-    It has the methods of an `asyncio.Protocol`, and no base: a class with one of Python's own cannot be compiled.
 
     Args:
         config: the server's.
@@ -57,9 +55,6 @@ class ServedConnection:
         self.client = get_remote_addr(stream)
         self.scheme = "https" if is_ssl(stream) else "http"
         self.server_state.connections.add(cast(Any, self))  # uvicorn names its own classes
-
-    def eof_received(self) -> None:
-        """Let the transport close."""
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()

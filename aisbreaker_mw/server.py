@@ -81,7 +81,7 @@ def run(
         port=port,
         workers=workers,
         loop="auto",
-        http=cast(Any, http),  # uvicorn asks for an asyncio.Protocol, and uses the methods only
+        http=cast(Any, http),  # uvicorn asks for a class, and only calls it
         ws=WebSocketProtocol,
         ws_per_message_deflate=False,  # nor is it offered to the services, see websocket.py
         lifespan="on",

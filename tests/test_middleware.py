@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -101,6 +102,57 @@ async def test_way_three_passes_the_same_objects() -> None:
         assert given[0] is scope
         assert given[1] is receive
         assert given[2] is send
+
+
+HEADERS: dict[str, Callable[[list[tuple[bytes, bytes]]], Any]] = {
+    "a-list-of-lists": lambda headers: [list(header) for header in headers],
+    "a-tuple-of-tuples": tuple,
+    "tuples-and-lists": lambda headers: [headers[0], *map(list, headers[1:])],
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS.values(), ids=HEADERS)
+async def test_headers_may_be_any_pairs(kind: Callable[[list[tuple[bytes, bytes]]], Any]) -> None:
+    """ASGI: `scope["headers"]` is an iterable of pairs. Adapters of serverless platforms make lists of them."""
+    seen: list[Any] = []
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask(method: str, path: str, *headers: tuple[bytes, bytes]) -> Any:
+        scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+        scope["headers"] = given = kind([(b"host", b"h"), (b"content-length", str(len(body)).encode()), *headers])
+        await wrapped(scope, receive, send)
+        assert scope["headers"] is given
+        answers = [*sent]
+        sent.clear()
+        return scope, answers
+
+    wrapped = AIsBreakerMiddleware(app, settings=settings(hosts=["h"], inject={"/foo": "chat:dummy"}))
+    secrets = [{"serviceId": "chat:dummy", "authSecret": "sk-1"}]
+    body = json.dumps({"requestAuthAndQuotas": {"serviceSecrets": secrets}}).encode()
+    _, (start, end) = await ask("POST", "/api/v1/oauth/token", (b"content-type", b"application/json"))
+    assert start["status"] == 200
+    authorization = (b"authorization", b"Bearer " + json.loads(end["body"])["access_token"].encode())
+    # 1.
+    body = json.dumps(CHAT).encode()
+    for origin in ((), ((b"origin", b"http://page"),)):
+        _, (start, *_) = await ask("POST", "/dummy/v1/chat/completions", authorization, *origin)
+        assert start["status"] == 200
+    # 2.
+    body = b""
+    await ask("GET", "/foo", authorization)
+    assert (b"authorization", b"Bearer sk-1") in seen.pop()["headers"]
+    # 3.
+    scope, _ = await ask("GET", "/foo")
+    assert seen.pop() is scope
 
 
 async def test_the_scope_is_never_changed() -> None:

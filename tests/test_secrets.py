@@ -5,19 +5,34 @@ import io
 import json
 import logging
 import socket
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import httptools
 import httpx
 import pytest
 
 from aisbreaker_mw import create_app
+from aisbreaker_mw.catalog import ServiceCatalog
+from aisbreaker_mw.clients import ClientIdentifier
+from aisbreaker_mw.credentials import Credential
+from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest, RequestError
+from aisbreaker_mw.exchange import Exchange
+from aisbreaker_mw.heads import MalformedHead
 from aisbreaker_mw.logs import JSONFormatter, TextFormatter
+from aisbreaker_mw.proxy import UpstreamProxy, UpstreamRequest
+from aisbreaker_mw.quotas import QuotaLimiter
+from aisbreaker_mw.request_body import RequestBody
+from aisbreaker_mw.request_reader import Limits, RequestHead
+from aisbreaker_mw.transport.answer import AnswerReader
+from aisbreaker_mw.transport.request import OutgoingRequest
 
 from .support import RecordingUpstream, bearer, connect, mint, ok, serve, settings, towards, wait_until
 
 SENTINEL = "sk-SENTINEL-5e4d3c2b1a"
 QUERY = "QUERYSENTINEL"
+SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": []}
 CHAT = {"model": "m", "messages": []}
 
 
@@ -132,3 +147,82 @@ def test_the_secret_is_nowhere_but_upstream(log: io.StringIO, capfd: pytest.Capt
     for secret in (token, limited, expired):
         assert secret.rpartition(".")[2][:24] not in told
     assert QUERY not in log.getvalue() + captured.err
+
+
+# What a library or a step before says of hostile input quotes it. The error that is made of it hides that.
+
+
+def read_answer(data: bytes) -> None:
+    AnswerReader(True).receive(data)
+
+
+def frame_body() -> None:
+    RequestBody(None, 9).frame(SCOPE, {b"content-length": SENTINEL.encode()})  # type: ignore[arg-type]
+
+
+def resolve(path: bytes) -> None:
+    service = ServiceCatalog.load({}).get("openai")
+    assert service is not None
+    service.resolve("GET", path)
+
+
+def fail(cause: Exception) -> None:
+    """Do what the proxy does about an upstream's error."""
+    try:
+        raise cause
+    except Exception as error:
+        UpstreamProxy._fail(Exchange(SCOPE, None), error, RequestError)  # type: ignore[arg-type]
+
+
+HIDDEN: dict[str, tuple[Callable[[], object], type[Exception], type[Exception]]] = {
+    "a-header-that-is-sent": (
+        lambda: OutgoingRequest("GET", b"/", [(b"a", SENTINEL.encode() + b"\r\nb: c")], b""),
+        httpx.LocalProtocolError,
+        MalformedHead,
+    ),
+    "a-request": (
+        lambda: RequestHead(b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % SENTINEL.encode(), Limits()),
+        InvalidRequest,
+        MalformedHead,
+    ),
+    "an-answer": (
+        lambda: read_answer(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % SENTINEL.encode()),
+        httpx.RemoteProtocolError,
+        MalformedHead,
+    ),
+    "framing": (
+        lambda: read_answer(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % SENTINEL.encode()),
+        httpx.RemoteProtocolError,
+        MalformedHead,
+    ),
+    "chunks": (
+        lambda: read_answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%b\r\n" % SENTINEL.encode()),
+        httpx.RemoteProtocolError,
+        httptools.HttpParserError,
+    ),
+    "a-body": (frame_body, InvalidRequest, MalformedHead),
+    "a-path": (lambda: resolve(b"/v1/%b%%ff" % SENTINEL.encode()), InvalidRequest, UnicodeDecodeError),
+    "a-network": (lambda: ClientIdentifier([SENTINEL]), ValueError, ValueError),
+    "a-storage": (lambda: QuotaLimiter(f"redis+none://{SENTINEL}"), ConfigurationError, Exception),
+    "an-upstream-error": (lambda: fail(httpx.ReadError(SENTINEL)), RequestError, httpx.ReadError),
+}
+
+
+@pytest.mark.parametrize(("act", "expected", "context"), HIDDEN.values(), ids=HIDDEN)
+def test_what_an_error_hides_stays_hidden(
+    act: Callable[[], object], expected: type[Exception], context: type[Exception]
+) -> None:
+    with pytest.raises(expected) as caught:
+        act()
+    error = caught.value
+    assert error.__suppress_context__
+    assert error.__cause__ is None
+    assert isinstance(error.__context__, context)
+    assert SENTINEL not in "".join(traceback.format_exception(error))
+
+
+def test_no_repr_shows_a_credential() -> None:
+    held = [(b"authorization", b"Bearer " + SENTINEL.encode())]
+    request = UpstreamRequest("GET", ("http", "a", 80), b"/?key=" + SENTINEL.encode(), held)
+    for shown in (request, Credential(SENTINEL, False), OutgoingRequest("GET", b"/", held, SENTINEL.encode())):
+        assert SENTINEL not in f"{shown!r} {shown}"
