@@ -43,6 +43,8 @@ _logger = logging.getLogger(ACCESS_LOGGER)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
+_LIMITS = Limits()
+
 
 class HTTPProtocol(ServedConnection):
     """
@@ -60,10 +62,11 @@ class HTTPProtocol(ServedConnection):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        limits: Limits | None = None,
+        limits: Limits = _LIMITS,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.limits = Limits() if limits is None else limits
+        self.limits = limits
+        self._asgi_version = config.asgi_version
         self._keep_alive = config.timeout_keep_alive
         self._grace = config.timeout_graceful_shutdown
         self.cycle: ResponseCycle | None = None  # the last one, under way or done
@@ -96,6 +99,7 @@ class HTTPProtocol(ServedConnection):
         self.leave()
         if self.cycle is not None:
             self.cycle.disconnect()
+            self.cycle = None  # which refers to this: the two would wait for the garbage collector
         self.flow.resume_writing()
         self.transport.close()
         self._stop()
@@ -199,7 +203,7 @@ class HTTPProtocol(ServedConnection):
         root_path = self.config.root_path
         scope: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self._asgi_version, "spec_version": "2.3"},
             "http_version": head.http_version,
             "method": head.method,
             "scheme": self.scheme,

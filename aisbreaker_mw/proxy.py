@@ -120,6 +120,7 @@ class _Watched:
         """Watch no longer."""
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None  # which refers to this, by the traceback of its cancellation
 
     async def _wait(self) -> None:
         # Body that the upstream did not want to read is taken and dropped.

@@ -1,6 +1,7 @@
 """Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -168,7 +169,8 @@ class ChunkedDecoder:
         self._limits = limits
         self._line = b""  # an incomplete line
         self._left = 0  # bytes of the chunk's data still to come
-        self._state = self._size
+        # Of the class: a method of its own would refer back to this, and only the garbage collector free it.
+        self._state: Callable[[ChunkedDecoder, bytes], None] = ChunkedDecoder._size
         self._trailers = 0
         self._trailer_bytes = 0
 
@@ -197,7 +199,7 @@ class ChunkedDecoder:
                 self._line = data[position:]
                 self._check_line(self._line)
                 break
-            self._state(data[position:end])
+            self._state(self, data[position:end])
             position = end + 2
         if self.done:
             self.rest = data[position:]
@@ -207,10 +209,10 @@ class ChunkedDecoder:
         """Refuse an incomplete line as soon as it can't become a good one."""
         if b"\n" in line or b"\r" in line[:-1]:
             _refuse_chunks()
-        if self._state == self._after_data:
+        if self._state == ChunkedDecoder._after_data:
             if line != b"\r":
                 _refuse_chunks()
-        elif self._state == self._size:
+        elif self._state == ChunkedDecoder._size:
             if len(line) > _CHUNK_LINE_BYTES + 1:
                 _refuse_chunks()
         elif self._trailer_bytes + len(line) > self._limits.head_bytes:
@@ -221,12 +223,12 @@ class ChunkedDecoder:
         if match is None or len(line) > _CHUNK_LINE_BYTES:
             _refuse_chunks()
         self._left = int(match[1], 16)
-        self._state = self._after_data if self._left else self._trailer
+        self._state = ChunkedDecoder._after_data if self._left else ChunkedDecoder._trailer
 
     def _after_data(self, line: bytes) -> None:
         if line:
             _refuse_chunks()
-        self._state = self._size
+        self._state = ChunkedDecoder._size
 
     def _trailer(self, line: bytes) -> None:
         if not line:

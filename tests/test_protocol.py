@@ -240,10 +240,13 @@ class Transport(asyncio.Transport):
     abort = close
 
 
+LIMITS = Limits()
+
+
 class Wire:
     """One connection."""
 
-    def __init__(self, loop: Clock, app: Any, limits: Limits | None = None) -> None:
+    def __init__(self, loop: Clock, app: Any, limits: Limits = LIMITS) -> None:
         self.loop = loop
         config = uvicorn.Config(app, http=HTTPProtocol, ws="none", log_config=None, access_log=False, proxy_headers=False)
         config.load()
@@ -303,7 +306,7 @@ def app() -> App:
 def connect(loop: Clock, app: App) -> Iterator[Callable[..., Wire]]:
     wires: list[Wire] = []
 
-    def connect(limits: Limits | None = None) -> Wire:
+    def connect(limits: Limits = LIMITS) -> Wire:
         wires.append(Wire(loop, app, limits))
         return wires[-1]
 
