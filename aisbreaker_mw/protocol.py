@@ -277,6 +277,7 @@ class HTTPProtocol(ServedConnection):
 
     def _hand_over(self, head: RequestHead) -> None:
         self._cancel_timer()
+        self.cycle = None  # of a request before this one; as above
         # A Content-Length can only be 0 here, and older versions of the library `websockets` take none at all.
         headers = [header for header in head.headers if header[0] != b"content-length"]
         self.hand_over(write_head(b"GET %b HTTP/1.1" % head.target, headers))
