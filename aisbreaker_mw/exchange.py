@@ -114,8 +114,10 @@ class Exchange:
 
         ASGI has no way to send without a task. This package's server has one, where nothing is between it and here; else: None.
         """
-        server = getattr(self._send, "__self__", None)
-        if not isinstance(server, ResponseCycle):
+        send = self._send
+        server = getattr(send, "__self__", None)
+        # A proxy around the server's `send` has its attributes, and is equal to it. Its type is its own.
+        if not isinstance(server, ResponseCycle) or type(send) is not type(server.send) or send != server.send:
             return None
         send_at_once = server.send_at_once
 

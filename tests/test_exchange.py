@@ -215,11 +215,33 @@ async def test_nothing_is_written_at_once_to_a_client_that_left() -> None:
     assert one.sent_bytes == 0
 
 
+class Proxied:
+    """A wrapper as instrumentation makes them: it looks like what it wraps, down to the class."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return self._wrapped.__class__
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._wrapped == other)
+
+    async def __call__(self, message: Message) -> None:
+        await self._wrapped(message)
+
+
 async def test_nothing_passes_by_what_is_between_the_server_and_here() -> None:
-    _, cycle, _ = served()
+    one, cycle, _ = served()
 
     async def send(message: Message) -> None:
         await cycle.send(message)
 
+    assert one.writer_at_once() is not None
     assert Exchange(cycle.scope, send).writer_at_once() is None
+    assert Exchange(cycle.scope, Proxied(cycle.send)).writer_at_once() is None
     assert exchange()[0].writer_at_once() is None
