@@ -128,8 +128,9 @@ class ResponseCycle:
             self._protocol.give_up(self, ShuttingDown())
             raise
         except BaseException as error:
-            # An app that interrupts its answer has said why; of anything else nobody knows yet.
-            if not (self.response_started and _is_interruption(error)):
+            # An app that interrupts its answer has said why; of anything else nobody knows yet. It may be one that never began,
+            # its client having left before.
+            if not ((self.response_started or self.disconnected) and _is_interruption(error)):
                 self._protocol.logger.error("Exception in ASGI application\n", exc_info=error)
             self._protocol.give_up(self, RequestError())
         else:

@@ -1,5 +1,6 @@
 """What travels through the proxy and how: streaming, framing, headers, clients that leave and upstreams that break off."""
 
+import logging
 import socket
 import threading
 import time
@@ -123,6 +124,27 @@ def test_a_slow_client_holds_the_upstream_back_and_gets_everything(through: Call
         assert written < len(blocks) / 2
         received = b"".join(response.iter_raw())
     assert received == whole
+
+
+def test_an_answer_that_breaks_off_when_its_client_has_left_is_no_crash(
+    through: Callable[..., Through], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aisbreaker_mw.access")
+    left = threading.Event()
+
+    def script(request: Recorded, connection: socket.socket) -> None:
+        assert left.wait(WAIT)
+        connection.sendall(SSE_HEAD + chunk(b"one"))
+        raise RecordingUpstream.Hangup
+
+    via = through(script)
+    with connect(via.base) as client:
+        client.sendall(via.head("GET", CHAT))
+        wait_until(lambda: via.upstream.requests)
+    left.set()
+    wait_until(lambda: "complete=False" in caplog.text, "the end of the request")
+    httpx.get(via.base + "/api/v1/ping")  # by then the task has ended
+    assert [record for record in caplog.records if record.name == "uvicorn.error"] == []
 
 
 def test_request_body_is_streamed_to_the_upstream_as_it_comes(through: Callable[..., Through]) -> None:
