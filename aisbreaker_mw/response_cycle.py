@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -248,7 +248,7 @@ class ResponseCycle:
         if self._head:
             self._write(b"")
 
-    def _write(self, data: Any) -> None:
+    def _write(self, data: bytes) -> None:
         head = self._head
         if self._head_flush is not None:
             self._head_flush.cancel()
@@ -262,8 +262,7 @@ class ResponseCycle:
         else:
             transport.write(head or data)
 
-    def _send_body(self, body: Any, more_body: Any) -> None:
-        # An app may give any buffer, and anything for true.
+    def _send_body(self, body: bytes, more_body: bool) -> None:
         if self.bodyless:
             pass
         elif self.chunked_encoding:

@@ -96,18 +96,26 @@ class Service:
             while first not in received:
                 received += client.recv(65536)
 
-    def reuse(self) -> None:
+    def reuse(self, last: bytes = b"") -> bytes:
+        """Ask three times on one connection, send what is last, if there is that, and return what it is answered."""
         with connect(self.base) as client:
             for _ in range(3):
                 client.sendall(self.head("answer", "Content-Length: 2") + b"{}")
                 assert client.recv(12) == b"HTTP/1.1 200"
                 while not client.recv(65536).endswith(b"}"):
                     pass
+            client.sendall(last)
+            return client.recv(65536) if last else b""
+
+    def open_websocket(self) -> bytes:
+        upgrade = ["Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {'x' * 22}=="]
+        return self.reuse(self.head("nowhere", *upgrade, token="foreign", method="GET"))
 
 
 ENDS: dict[str, tuple[Callable[[Service], object], bytes]] = {
     "answered": (lambda at: at.ask(), b" 200 "),
     "answered-on-a-reused-connection": (lambda at: at.reuse(), b""),
+    "a-websocket-on-a-reused-connection": (lambda at: at.open_websocket(), b" 401 "),
     "a-body-in-chunks": (lambda at: at.ask(body=b"2\r\nhi\r\n0\r\n\r\n", framing="Transfer-Encoding: chunked"), b" 200 "),
     "a-long-body": (lambda at: at.ask(body=b"x" * 100_000), b" 200 "),
     "streamed": (lambda at: at.read_stream("stream"), b""),
