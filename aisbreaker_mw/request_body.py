@@ -116,7 +116,7 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            self._whole = message.get("body", b"")
+            self._whole = bytes(message.get("body", b""))  # the same object, where it is bytes
             if self._buffered or not self.exhausted:  # mostly it comes in one piece
                 self._whole += b"".join([piece async for piece in self])
             if len(self._whole) != self._length:
@@ -176,7 +176,7 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            body: bytes = message.get("body", b"")
+            body = bytes(message.get("body", b""))  # the same object, where it is bytes
             if body:
                 if self._kept is not None:
                     self._hold(body)

@@ -231,6 +231,37 @@ async def test_a_body_of_another_length_than_told_is_the_clients_mistake(transpo
     assert answers[0]["status"] == 400
 
 
+@pytest.mark.parametrize("framing", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")], ids=["whole", "streamed"])
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
+async def test_a_body_may_come_in_any_buffer(transport: str, buffer: type, framing: tuple[bytes, bytes]) -> None:
+    """ASGI says bytes, but not everybody who stands before us keeps to it."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": buffer(b"hello"), "more_body": False}
+
+    answers: list[Any] = []
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    with RecordingUpstream() as upstream:
+        services = {"openai": {"base_url": upstream.url}}
+        app = create_app(settings(upstream={"transport": transport}, services=services, foreign_credentials="forward"))
+        headers = [(b"host", b"a"), (b"authorization", b"Bearer sk-1"), framing]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "raw_path": CHAT.encode(),
+            "query_string": b"",
+            "headers": headers,
+        }
+        await app(scope, receive, send)
+        await app.aclose()
+    assert answers[0]["status"] == 200
+    assert upstream.last.body == b"hello"
+
+
 def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], bytes]:
     """A script that has the first request wait."""
 
