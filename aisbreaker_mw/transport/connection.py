@@ -164,7 +164,8 @@ class Connection(asyncio.BufferedProtocol):
         elif small:
             self._transport.write(b"".join(pending))
         else:
-            self._transport.writelines(pending)
+            for piece in pending:  # not writelines(): asyncio's does not call pause_writing(), from Python 3.12 on
+                self._transport.write(piece)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
