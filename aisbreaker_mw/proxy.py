@@ -19,11 +19,11 @@ from .exceptions import (
     UpstreamTimeout,
 )
 from .exchange import Exchange
-from .headers import HOP_BY_HOP, forwardable
+from .headers import HOP_BY_HOP, forwardable, get
 from .heads import MalformedHead, read_length
 from .request_body import RequestBody
 from .responses import RATE_LIMIT_HEADERS
-from .transport import HTTPTransport, origin_of
+from .transport import AnswerReader, HTTPTransport, origin_of
 
 DISCONNECT_CHECK = 0.25
 """Seconds after which a request that is still under way is watched for its client going away. A quick answer needs no watch,
@@ -260,12 +260,14 @@ class UpstreamProxy:
             "pool": timeouts.pool,
         }
         stream: httpx.AsyncByteStream
+        reader: AnswerReader | None = None
         body.reading = True
         whole = await body.whole()
         if self._native is not None:
             sent = body if whole is None else whole
             stream = answer = await self._native.send(upstream.method, origin, upstream.target, upstream.headers, sent, timeout)
-            status, received = answer.reader.status, answer.reader.fields
+            reader = answer.reader
+            status, received = reader.status, reader.fields
             if not answer.arrived:
                 answer.take_at_once = exchange.writer_at_once()
         else:
@@ -289,28 +291,29 @@ class UpstreamProxy:
                     return another
             if rejected:
                 raise UpstreamCredentialRejected
-            await self._answer(status, received, stream, upstream, exchange)
+            size = _length(received) if reader is None else reader.length
+            await self._answer(status, received, size, stream, upstream, exchange)
             return None
         finally:
             await stream.aclose()
 
     async def _answer(
-        self, status: int, received: RawHeaders, stream: httpx.AsyncByteStream, upstream: UpstreamRequest, exchange: Exchange
+        self,
+        status: int,
+        received: RawHeaders,
+        size: int | None,
+        stream: httpx.AsyncByteStream,
+        upstream: UpstreamRequest,
+        exchange: Exchange,
     ) -> None:
+        """Relay an answer; its `size` is what Content-Length says."""
         headers = answer_headers(received, counted=upstream.counted)
-        length = dict(headers).get(b"content-length")
-        size: int | None = None
         if upstream.method == "HEAD":
             size = 0
         elif status in (204, 304):
             # RFC 9110, 8.6: no length in a 204, and the one that a 304 tells is of no body that is sent
             headers = [header for header in headers if header[0] != b"content-length"]
             size = 0
-        elif length is not None:
-            try:
-                size = read_length(length)
-            except MalformedHead:
-                raise httpx.RemoteProtocolError("malformed Content-Length") from None
         await exchange.begin(status, headers)
         # Where the length is known the last piece says that it is the last one, which saves a message.
         async for piece in stream:
@@ -322,6 +325,20 @@ class UpstreamProxy:
             raise httpx.RemoteProtocolError("the answer is shorter than its Content-Length")
         if not exchange.complete:
             await exchange.write(b"", more_body=False)
+
+
+def _length(headers: RawHeaders) -> int | None:
+    """
+    Return what Content-Length says.
+
+    Raises:
+        httpx.RemoteProtocolError: it is malformed.
+    """
+    text = get(headers, b"content-length")
+    try:
+        return None if text is None else read_length(text)
+    except MalformedHead:
+        raise httpx.RemoteProtocolError("malformed Content-Length") from None
 
 
 def answer_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:

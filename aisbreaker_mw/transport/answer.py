@@ -66,6 +66,7 @@ class AnswerReader:
         "buffered",
         "fields",
         "keep_alive",
+        "length",
         "on_body",
         "pieces",
         "reason",
@@ -83,6 +84,8 @@ class AnswerReader:
         self.reason = b""
         self.fields: RawHeaders = []
         """The headers in the order received, names in lower case."""
+        self.length: int | None = None
+        """Bytes of the body that Content-Length tells, of which there may be none."""
         self.pieces: list[bytes] = []
         """Body that has arrived and was not taken yet."""
         self.buffered = 0
@@ -221,7 +224,8 @@ class AnswerReader:
         """RFC 9112, 6.3, in its order."""
         try:
             fields = by_name(self.fields)
-            length, chunked = read_framing(fields)
+            self.length, chunked = read_framing(fields)
+            length = self.length
         except MalformedHead:
             raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous or not supported") from None
         connection = fields.get(b"connection")
