@@ -42,7 +42,7 @@ _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^():]+)(?::\d+)?\)$")
 _ROOMS = (
     (re.compile(r"aisbreaker_mw/transport/"), "transport to the upstream"),
     (
-        re.compile(r"aisbreaker_mw/(protocol|request_reader|response_cycle)\.py|uvicorn/protocols/"),
+        re.compile(r"aisbreaker_mw/(protocol|request_reader|response_cycle|served)\.py|uvicorn/protocols/"),
         "server: request in, answer out",
     ),
     (re.compile(r"aisbreaker_mw/proxy\.py"), "proxy: relaying an exchange"),
