@@ -95,7 +95,7 @@ def run(
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # asyncio.wait_for takes any number
     )
     try:
-        sockets = _bind(host, port)
+        sockets = _listen(host, port)
     except OSError as error:
         _logger.error("can't listen on %s: %s", _authority(host, port), _reason(error))
         return 1
@@ -151,8 +151,6 @@ class _Supervisor(Multiprocess):
 
     def serve(self) -> int:
         """Run until a signal, and return the exit status."""
-        for each in self.sockets:
-            each.listen(_BACKLOG)  # so that who reads the line below can connect, whichever worker is up first
         self.run()
         failed = any(process.exitcode == STARTUP_FAILURE for process in self.processes)
         return int(failed or self._forced)
@@ -186,8 +184,13 @@ def _say_listening(url: str) -> None:
     _logger.info("aisbreaker is listening on %s", url)
 
 
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """Return a bound socket for each of the host's addresses that this machine has, all on one port."""
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """
+    Return a listening socket for each of the host's addresses that this machine has, all on one port.
+
+    They listen from here on, and not only once the app is up: with SO_REUSEADDR a bound port is still anybody's, and uvloop
+    does not tell when it fails to listen.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     sockets: list[socket.socket] = []
@@ -201,6 +204,7 @@ def _bind(host: str, port: int) -> list[socket.socket]:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 one.bind((address[0], port, *address[2:]))
+                one.listen(_BACKLOG)
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise

@@ -35,6 +35,14 @@ def create_unconfigured_app() -> Any:
     raise ConfigurationError("hosts: give a list of names")
 
 
+def create_app_beside_another_server() -> Any:
+    try:
+        socket.create_server(("127.0.0.1", int(os.environ["PORT"]))).close()
+    except OSError:
+        return app
+    raise ConfigurationError("another server could listen on the port")
+
+
 def create_unstartable_app() -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise OSError("no database")
@@ -82,7 +90,12 @@ class Process:
         self.finish = finish
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FINISH": str(finish)},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+                "FINISH": str(finish),
+                "PORT": str(options["port"]),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -229,6 +242,12 @@ def test_port_in_use(finish: Path) -> None:
     assert (status, out) == (1, "")
     assert errors.splitlines()[0].endswith(f"can't listen on 127.0.0.1:{port}: address already in use")
     assert len(errors.splitlines()) == 1
+
+
+def test_the_port_is_taken_before_the_app_is_made(finish: Path) -> None:
+    """Another server that starts at the same time would get it, and this one would say that it listens."""
+    with Process("create_app_beside_another_server", finish, port=free_port()) as process:
+        process.listening()
 
 
 @pytest.mark.parametrize(
