@@ -60,6 +60,7 @@ def run_demo(port: int, *, leave: bool) -> int:
         DemoFailed: the server did not start, or gave another answer than it should.
     """
     _require_free(port)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends the server as well
     base = f"http://127.0.0.1:{port}"
     with _server(port) as process, httpx.Client(timeout=30, trust_env=False) as client:
         _wait_until_up(base, client, process)

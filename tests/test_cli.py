@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from .ports import free_port
-from .support import KEY, bearer, mint, wait_until
+from .support import KEY, WAIT, bearer, mint, wait_until
 
 REQUEST = json.dumps(
     {
@@ -225,6 +225,19 @@ def test_the_demo_on_a_taken_port(address: str) -> None:
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert refused.stderr == f"Error: port {port} is taken. Another one: aisbreaker demo --port {port + 1}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM")
+def test_a_demo_that_is_killed_takes_its_server_along() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "aisbreaker_mw", "demo", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        assert demo.stdout is not None
+        assert any("The server stays up" in line for line in demo.stdout)
+        demo.terminate()
+        assert demo.wait(WAIT) == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=WAIT)
 
 
 def test_version_and_help() -> None:
