@@ -1,7 +1,7 @@
 """
-However a request ends, nothing of it waits for the garbage collector, which would come late and stop every other request.
+Nothing of a request waits for the garbage collector, which would come late and stop every other request.
 
-The collector is off, and what a request is made of goes all the same.
+In each of the ways to end below the collector is off, and what a request is made of goes all the same.
 """
 
 import contextlib
