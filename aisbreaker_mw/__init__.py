@@ -9,12 +9,12 @@ Sealed API keys for AI services: an ASGI middleware and a standalone streaming p
 from importlib.metadata import version as _version
 
 from .app import create_app
-from .claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .exceptions import AIsBreakerError, ConfigurationError, InvalidToken, RequestError, ResponseInterrupted
-from .keys import Keyring, generate_key
 from .middleware import AIsBreakerMiddleware
 from .settings import Settings, load_settings
-from .tokens import TokenSealer
+from .tokens.claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
+from .tokens.keyring import Keyring, generate_key
+from .tokens.sealer import TokenSealer
 
 __version__ = _version("aisbreaker-mw")
 

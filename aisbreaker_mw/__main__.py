@@ -1,6 +1,6 @@
 """`python -m aisbreaker_mw` is the `aisbreaker` command."""
 
-from .cli import main
+from .cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from . import credentials
-from .claims import ServiceSecret, TokenClaims
+from .client.body import RequestBody, find_engine
+from .client.exchange import Exchange
+from .credentials import carriers as credentials
 from .exceptions import InvalidToken, MissingCredential, NotFound
-from .exchange import Exchange
-from .headers import RawHeaders
+from .http1.fields import RawHeaders
 from .quotas import Buckets
 from .quotas.buckets import BucketPlan
-from .request_body import RequestBody, find_engine
-from .services import RouteMatch, Service
-from .tokens import TokenSealer
+from .services.service import RouteMatch, Service
+from .tokens.claims import ServiceSecret, TokenClaims
+from .tokens.sealer import TokenSealer
 
 __all__ = ["Admission", "Admissions"]
 

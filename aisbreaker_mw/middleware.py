@@ -9,12 +9,16 @@ import httpx
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import credentials, endpoints
 from .admission import Admissions
-from .authorization import Authorizer
-from .catalog import ServiceCatalog
-from .clients import ClientIdentifier
-from .dummy import DummyService
+from .asgi import is_endpoint, route_path
+from .client.address import ClientIdentifier
+from .client.body import RequestBody
+from .client.exchange import Exchange, conclude
+from .client.handshake import from_allowed_page, read_handshake
+from .client.responses import Answer, rate_limit_headers
+from .credentials import carriers as credentials
+from .credentials.authorizer import Authorizer
+from .endpoints import endpoints
 from .exceptions import (
     ClientDisconnected,
     ConfigurationError,
@@ -25,9 +29,7 @@ from .exceptions import (
     RequestError,
     ServiceNotAllowed,
 )
-from .exchange import Exchange, conclude
-from .handshake import from_allowed_page, read_handshake
-from .headers import (
+from .http1.fields import (
     CLIENT_ADDRESS,
     HOP_BY_HOP,
     METHOD_OVERRIDES,
@@ -39,17 +41,16 @@ from .headers import (
     get_all,
     host_name,
 )
-from .logs import hush_libraries
-from .proxy import Timeouts, UpstreamProxy, UpstreamRequest, open_transport
 from .quotas import Buckets, QuotaLimiter
 from .quotas.buckets import BucketPlan
-from .request_body import RequestBody
-from .responses import Answer, rate_limit_headers
-from .routing import is_endpoint, route_path
-from .services import Service
+from .services.catalog import ServiceCatalog
+from .services.dummy import DummyService
+from .services.service import Service
 from .settings import Settings, load_settings
-from .tokens import TokenSealer
-from .websocket import WebSocketProxy
+from .telemetry.logs import hush_libraries
+from .tokens.sealer import TokenSealer
+from .upstream.proxy import Timeouts, UpstreamProxy, UpstreamRequest, open_transport
+from .upstream.websocket import WebSocketProxy
 
 # The Host is the upstream's, and the server below us has met an expectation already (RFC 9110, 10.1.1).
 _NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from .claims import MAX_LIMIT, Limit, RequestQuotas
-from .clients import ClientIdentifier
+from .client.address import ClientIdentifier
 from .durations import parse_span, parse_timeout
 from .exceptions import ConfigurationError
-from .headers import host_name
-from .keys import Keyring, parse_key, stretch_keyphrase
-from .service_ids import validate_pattern
+from .http1.fields import host_name
+from .services.patterns import validate_pattern
+from .tokens.claims import MAX_LIMIT, Limit, RequestQuotas
+from .tokens.keyring import Keyring, parse_key, stretch_keyphrase
 
 ENV_PREFIX = "AISBREAKER_"
 CONFIG_VARIABLE = "AISBREAKER_CONFIG"

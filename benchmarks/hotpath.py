@@ -126,8 +126,8 @@ def _streaming(contender: Running, stage: Stage, load: Streams) -> Work:
 def _serve_counting(port: int, file: Path) -> None:
     """Serve, and between SIGUSR1 and SIGUSR2 count instructions; in a process of its own."""
     from aisbreaker_mw import create_app
-    from aisbreaker_mw.logs import log_config
-    from aisbreaker_mw.server import run
+    from aisbreaker_mw.serving.server import run
+    from aisbreaker_mw.telemetry.logs import log_config
 
     instructions: Counter[CodeType] = Counter()
     calls: Counter[CodeType] = Counter()

@@ -7,7 +7,7 @@ Writes the routes of the built-in services into `docs/providers.md`, below its l
 import tomllib
 from pathlib import Path
 
-from aisbreaker_mw import catalog
+from aisbreaker_mw.services import catalog
 
 PATH = Path(__file__).parents[1] / "docs" / "providers.md"
 HEADING = "## Routes\n"

@@ -16,9 +16,9 @@ import orjson
 from nacl.secret import SecretBox
 from pydantic import SecretStr
 
-from aisbreaker_mw.claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
-from aisbreaker_mw.keys import Keyring, key_id, stretch_keyphrase
-from aisbreaker_mw.tokens import VERSION, TokenSealer
+from aisbreaker_mw.tokens.claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.tokens.keyring import Keyring, key_id, stretch_keyphrase
+from aisbreaker_mw.tokens.sealer import VERSION, TokenSealer
 
 PATH = Path(__file__).parent / "vectors" / "tokens.json"
 

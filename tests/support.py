@@ -13,8 +13,8 @@ import httpx
 import uvicorn
 
 from aisbreaker_mw import AIsBreakerMiddleware, Settings, create_app, generate_key
-from aisbreaker_mw.protocol import HTTPProtocol
-from aisbreaker_mw.upgrade import WebSocketProtocol
+from aisbreaker_mw.serving.http_protocol import HTTPProtocol
+from aisbreaker_mw.serving.websocket_protocol import WebSocketProtocol
 
 KEY = generate_key()
 WAIT = 10.0

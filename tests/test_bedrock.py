@@ -15,11 +15,11 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from aisbreaker_mw import AIsBreakerMiddleware
-from aisbreaker_mw.bedrock import SignatureStrategy
-from aisbreaker_mw.catalog import ServiceCatalog
+from aisbreaker_mw.client.body import RequestBody
+from aisbreaker_mw.credentials.aws import SignatureStrategy
 from aisbreaker_mw.exceptions import ConfigurationError
-from aisbreaker_mw.proxy import UpstreamRequest
-from aisbreaker_mw.request_body import RequestBody
+from aisbreaker_mw.services.catalog import ServiceCatalog
+from aisbreaker_mw.upstream.proxy import UpstreamRequest
 
 from .support import KEY, Recorded, RecordingUpstream, bearer, mint, ok, proxy, serve, settings
 
@@ -285,7 +285,7 @@ def test_a_missing_library_is_told_to_the_operator_alone(
 def test_check_config_tells_which_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from aisbreaker_mw import cli
+    from aisbreaker_mw.cli import commands as cli
 
     monkeypatch.setenv("AISBREAKER_KEY", KEY)
     assert "can't make" not in CliRunner().invoke(cli.main, ["check-config"]).output

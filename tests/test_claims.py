@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from aisbreaker_mw.claims import MAX_LIMIT, RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.tokens.claims import MAX_LIMIT, RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 
 
 def test_windows_are_minute_hour_and_day_there_and_back() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.clients import ClientIdentifier, group
+from aisbreaker_mw.client.address import ClientIdentifier, group
 
 
 def scope(peer: str | None, *forwarded: str | bytes) -> dict[str, Any]:

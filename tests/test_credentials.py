@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from aisbreaker_mw.claims import ServiceSecret
-from aisbreaker_mw.credentials import (
+from aisbreaker_mw.credentials.carriers import (
     CARRIERS,
     Credential,
     bearer_token,
@@ -22,7 +21,8 @@ from aisbreaker_mw.credentials import (
     reveal,
 )
 from aisbreaker_mw.exceptions import InvalidRequest, ServiceNotAllowed
-from aisbreaker_mw.services import CredentialStyle, RouteMatch
+from aisbreaker_mw.services.service import CredentialStyle, RouteMatch
+from aisbreaker_mw.tokens.claims import ServiceSecret
 
 TOKEN, OTHER = "aisbreaker_aaaa.bbbb", "aisbreaker_cccc.dddd"
 OURS = Credential(TOKEN, False)

@@ -15,7 +15,7 @@ import openai
 import pytest
 from starlette.types import Message
 
-from aisbreaker_mw.dummy import MAX_BODY_BYTES, MODELS, DummyService
+from aisbreaker_mw.services.dummy import MAX_BODY_BYTES, MODELS, DummyService
 
 from .support import serve
 

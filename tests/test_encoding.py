@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.encoding import b64url_decode, b64url_encode
+from aisbreaker_mw.tokens.base64url import b64url_decode, b64url_encode
 
 
 @given(st.binary())

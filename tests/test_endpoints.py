@@ -8,14 +8,8 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Message, Receive
 
-from aisbreaker_mw.endpoints import (
-    MAX_TOKEN_REQUEST_BYTES,
-    TokenEndpoint,
-    health,
-    ping,
-    require_method,
-    show_version,
-)
+from aisbreaker_mw.client.body import RequestBody
+from aisbreaker_mw.endpoints.endpoints import MAX_TOKEN_REQUEST_BYTES, TokenEndpoint, health, ping, require_method, show_version
 from aisbreaker_mw.exceptions import (
     ClientDisconnected,
     InvalidClient,
@@ -26,9 +20,8 @@ from aisbreaker_mw.exceptions import (
     RequestError,
     UnsupportedMediaType,
 )
-from aisbreaker_mw.keys import Keyring
-from aisbreaker_mw.request_body import RequestBody
-from aisbreaker_mw.tokens import TokenSealer
+from aisbreaker_mw.tokens.keyring import Keyring
+from aisbreaker_mw.tokens.sealer import TokenSealer
 
 NOW = 1_700_000_000.9
 HOST = "api.example.com"

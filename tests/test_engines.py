@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.engines import LONGEST_ENGINE, read_engine, read_query_engine, strict_json
 from aisbreaker_mw.exceptions import InvalidRequest, PayloadTooLarge
+from aisbreaker_mw.services.engines import LONGEST_ENGINE, read_engine, read_query_engine, strict_json
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"

@@ -13,11 +13,11 @@ from starlette.types import Message
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
-from aisbreaker_mw.claims import RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.client.exchange import Exchange
+from aisbreaker_mw.client.responses import json_answer
 from aisbreaker_mw.exceptions import InvalidToken, RequestError, UpstreamError
-from aisbreaker_mw.exchange import Exchange
-from aisbreaker_mw.response_cycle import ResponseCycle
-from aisbreaker_mw.responses import json_answer
+from aisbreaker_mw.serving.cycle import ResponseCycle
+from aisbreaker_mw.tokens.claims import RequestQuotas, ServiceSecret, TokenClaims
 
 CLAIMS = TokenClaims(
     "0123456789abcdefghijkl", 0, 1, RequestQuotas(), (ServiceSecret("chat:openai.com", SecretStr("sk-SENTINEL")),), "kid45678"

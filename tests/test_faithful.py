@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, event, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from aisbreaker_mw.credentials import CARRIERS
-from aisbreaker_mw.headers import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
+from aisbreaker_mw.credentials.carriers import CARRIERS
+from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
 
 from .support import Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aisbreaker_mw.exchange import Exchange
-from aisbreaker_mw.protocol import HTTPProtocol
-from aisbreaker_mw.request_body import RequestBody
-from aisbreaker_mw.request_reader import ChunkedDecoder
-from aisbreaker_mw.response_cycle import ResponseCycle
-from aisbreaker_mw.transport import exchange as upstream_exchange
-from aisbreaker_mw.transport.answer import AnswerReader
-from aisbreaker_mw.transport.request import OutgoingRequest
+from aisbreaker_mw.client.body import RequestBody
+from aisbreaker_mw.client.exchange import Exchange
+from aisbreaker_mw.serving.cycle import ResponseCycle
+from aisbreaker_mw.serving.http_protocol import HTTPProtocol
+from aisbreaker_mw.serving.request_head import ChunkedDecoder
+from aisbreaker_mw.upstream.transport import stream as upstream_exchange
+from aisbreaker_mw.upstream.transport.answer import AnswerReader
+from aisbreaker_mw.upstream.transport.request import OutgoingRequest
 
 from .support import WAIT, Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange, wait_until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aisbreaker_mw.headers import CLIENT_ADDRESS, HOP_BY_HOP, forwardable, get, get_all, host_name
+from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, forwardable, get, get_all, host_name
 
 HEADERS = [(b"accept", b"a"), (b"x-one", b"1"), (b"accept", b"b")]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw import heads
-from aisbreaker_mw.heads import MalformedHead, by_name, lower_names, read_fields, read_length, read_options, write_head
+from aisbreaker_mw.http1 import heads
+from aisbreaker_mw.http1.heads import MalformedHead, by_name, lower_names, read_fields, read_length, read_options, write_head
 
 
 @pytest.mark.parametrize(

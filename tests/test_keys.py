@@ -2,9 +2,9 @@
 
 import pytest
 
-from aisbreaker_mw.encoding import b64url_encode
 from aisbreaker_mw.exceptions import ConfigurationError
-from aisbreaker_mw.keys import Keyring, generate_key, key_id, parse_key, stretch_keyphrase
+from aisbreaker_mw.tokens.base64url import b64url_encode
+from aisbreaker_mw.tokens.keyring import Keyring, generate_key, key_id, parse_key, stretch_keyphrase
 
 A, B = bytes(range(32)), bytes(range(32, 64))
 HEADER = b"eyJ2ZXIi"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.logs import JSONFormatter, LogFields, TextFormatter, describe_crash, hush_libraries, log_config
+from aisbreaker_mw.telemetry.logs import JSONFormatter, LogFields, TextFormatter, describe_crash, hush_libraries, log_config
 
 # Characters that end a line for somebody (str.splitlines), that move a terminal's cursor, or that are no UTF-8.
 ODD = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\0\x1b[2J\x07\x08\t\x7f\x9b\udcff"

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from aisbreaker_mw import AIsBreakerMiddleware, TokenClaims, create_app
-from aisbreaker_mw.routing import route_path
+from aisbreaker_mw.asgi import route_path
 
 from .support import RecordingUpstream, bearer, mint, proxy, serve, settings, towards
 

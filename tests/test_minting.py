@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.claims import MAX_LIMIT, RequestLimits, RequestQuotas
+from aisbreaker_mw.endpoints.token_request import parse_token_request
 from aisbreaker_mw.exceptions import InvalidRequest
-from aisbreaker_mw.minting import parse_token_request
+from aisbreaker_mw.tokens.claims import MAX_LIMIT, RequestLimits, RequestQuotas
 
 NOW = 1_700_000_000
 DAY = 86_400

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from aisbreaker_mw.exceptions import HeadTooLarge, InvalidRequest, RequestError, ResponseInterrupted
-from aisbreaker_mw.protocol import HTTPProtocol
-from aisbreaker_mw.request_reader import ChunkedDecoder, Limits, RequestHead
+from aisbreaker_mw.serving.http_protocol import HTTPProtocol
+from aisbreaker_mw.serving.request_head import ChunkedDecoder, Limits, RequestHead
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 CANARY = b"s3cr3t"

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from aisbreaker_mw import RequestQuotas, ServiceSecret, TokenClaims, create_app
-from aisbreaker_mw.proxy import DISCONNECT_CHECK
+from aisbreaker_mw.upstream.proxy import DISCONNECT_CHECK
 
 from .support import (
     WAIT,

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from aisbreaker_mw.claims import RequestLimits, RequestQuotas, TokenClaims
 from aisbreaker_mw.quotas import buckets as module
 from aisbreaker_mw.quotas.buckets import BucketPlan, limit_items
+from aisbreaker_mw.tokens.claims import RequestLimits, RequestQuotas, TokenClaims
 
 JTI = "0123456789abcdefghijkl"
 NONE = RequestQuotas()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aisbreaker_mw import exceptions
+from aisbreaker_mw.client.responses import error_answer, json_answer, rate_limit_headers
 from aisbreaker_mw.exceptions import (
     ConfigurationError,
     CredentialUnsupported,
@@ -37,8 +38,7 @@ from aisbreaker_mw.exceptions import (
     UpstreamTimeout,
 )
 from aisbreaker_mw.quotas import Decision
-from aisbreaker_mw.responses import error_answer, json_answer, rate_limit_headers
-from aisbreaker_mw.tokens import EXPIRED
+from aisbreaker_mw.tokens.sealer import EXPIRED
 
 REQUEST_ID = "req_0123456789abcdef"
 BEARER = {"www-authenticate": "Bearer"}

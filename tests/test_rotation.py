@@ -12,11 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from aisbreaker_mw import AIsBreakerMiddleware
-from aisbreaker_mw.authorization import REPLAYED_BODY_BYTES
-from aisbreaker_mw.claims import RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.credentials.authorizer import REPLAYED_BODY_BYTES
+from aisbreaker_mw.credentials.rotation import LONGEST_REST, REST_AFTER_401, REST_AFTER_429, Rotation, retry_after
+from aisbreaker_mw.endpoints.token_request import MAX_SECRETS_IN_TURN, parse_token_request
 from aisbreaker_mw.exceptions import InvalidRequest
-from aisbreaker_mw.minting import MAX_SECRETS_IN_TURN, parse_token_request
-from aisbreaker_mw.rotation import LONGEST_REST, REST_AFTER_401, REST_AFTER_429, Rotation, retry_after
+from aisbreaker_mw.tokens.claims import RequestQuotas, ServiceSecret, TokenClaims
 
 from .support import Recorded, RecordingUpstream, bearer, ok, proxy, serve, settings, towards
 

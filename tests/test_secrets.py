@@ -14,19 +14,19 @@ import httpx
 import pytest
 
 from aisbreaker_mw import create_app
-from aisbreaker_mw.catalog import ServiceCatalog
-from aisbreaker_mw.clients import ClientIdentifier
-from aisbreaker_mw.credentials import Credential
+from aisbreaker_mw.client.address import ClientIdentifier
+from aisbreaker_mw.client.body import RequestBody
+from aisbreaker_mw.client.exchange import Exchange
+from aisbreaker_mw.credentials.carriers import Credential
 from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest, RequestError
-from aisbreaker_mw.exchange import Exchange
-from aisbreaker_mw.heads import MalformedHead
-from aisbreaker_mw.logs import JSONFormatter, TextFormatter
-from aisbreaker_mw.proxy import UpstreamProxy, UpstreamRequest
+from aisbreaker_mw.http1.heads import MalformedHead
 from aisbreaker_mw.quotas import QuotaLimiter
-from aisbreaker_mw.request_body import RequestBody
-from aisbreaker_mw.request_reader import Limits, RequestHead
-from aisbreaker_mw.transport.answer import AnswerReader
-from aisbreaker_mw.transport.request import OutgoingRequest
+from aisbreaker_mw.services.catalog import ServiceCatalog
+from aisbreaker_mw.serving.request_head import Limits, RequestHead
+from aisbreaker_mw.telemetry.logs import JSONFormatter, TextFormatter
+from aisbreaker_mw.upstream.proxy import UpstreamProxy, UpstreamRequest
+from aisbreaker_mw.upstream.transport.answer import AnswerReader
+from aisbreaker_mw.upstream.transport.request import OutgoingRequest
 
 from .support import RecordingUpstream, bearer, connect, mint, ok, serve, settings, towards, wait_until
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from aisbreaker_mw import server
 from aisbreaker_mw.exceptions import ConfigurationError
+from aisbreaker_mw.serving import server
 
 from .ports import free_port
 
@@ -86,7 +86,7 @@ class Process:
 
     def __init__(self, factory: str, finish: Path, **options: Any) -> None:
         options = {"host": "127.0.0.1", "port": 0, "grace": GRACE, **options}
-        code = f"import sys; from aisbreaker_mw.server import run; sys.exit(run('tests.test_server:{factory}', **{options!r}))"
+        code = f"import sys; from aisbreaker_mw.serving import run; sys.exit(run('tests.test_server:{factory}', **{options!r}))"
         self.finish = finish
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aisbreaker_mw import catalog
-from aisbreaker_mw.catalog import ServiceCatalog
 from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest
-from aisbreaker_mw.service_ids import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
-from aisbreaker_mw.services import Service
+from aisbreaker_mw.services import catalog
+from aisbreaker_mw.services.catalog import ServiceCatalog
+from aisbreaker_mw.services.patterns import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
+from aisbreaker_mw.services.service import Service
 
 from . import make_routes
 

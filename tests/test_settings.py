@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from aisbreaker_mw.catalog import ServiceCatalog
-from aisbreaker_mw.claims import RequestLimits, RequestQuotas
-from aisbreaker_mw.encoding import b64url_encode
 from aisbreaker_mw.exceptions import ConfigurationError
-from aisbreaker_mw.keys import Keyring, key_id, stretch_keyphrase
+from aisbreaker_mw.services.catalog import ServiceCatalog
 from aisbreaker_mw.settings import Settings, load_settings
+from aisbreaker_mw.tokens.base64url import b64url_encode
+from aisbreaker_mw.tokens.claims import RequestLimits, RequestQuotas
+from aisbreaker_mw.tokens.keyring import Keyring, key_id, stretch_keyphrase
 
 KEY, OLD, OLDER = (bytes([number]) * 32 for number in range(3))
 PHRASE, OLD_PHRASE = "correct-horse-battery-staple", "staple-battery-horse-correct"

@@ -20,10 +20,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from aisbreaker_mw.claims import MAX_LIMIT, RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from aisbreaker_mw.exceptions import InvalidToken
-from aisbreaker_mw.keys import Keyring, key_id, parse_key, stretch_keyphrase
-from aisbreaker_mw.tokens import EXPIRED, MAX_TOKEN_CHARACTERS, TokenSealer, TokenTooLong, new_jti
+from aisbreaker_mw.tokens.claims import MAX_LIMIT, RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
+from aisbreaker_mw.tokens.keyring import Keyring, key_id, parse_key, stretch_keyphrase
+from aisbreaker_mw.tokens.sealer import EXPIRED, MAX_TOKEN_CHARACTERS, TokenSealer, TokenTooLong, new_jti
 
 from . import make_vectors
 
@@ -268,7 +268,7 @@ def test_an_unknown_kid_or_version_takes_no_decryption(monkeypatch: pytest.Monke
     def decrypt(*_: object) -> bytes:
         raise AssertionError("decrypted")
 
-    monkeypatch.setattr("aisbreaker_mw.tokens.SecretBox.decrypt", decrypt)
+    monkeypatch.setattr("aisbreaker_mw.tokens.sealer.SecretBox.decrypt", decrypt)
     with pytest.raises(AssertionError, match="decrypted"):
         sealer().unseal(TOKEN, HOST)
     assert refusal(sealer(OTHER_KEY), TOKEN) == InvalidToken.message

@@ -26,7 +26,7 @@ import httpx
 import pytest
 import uvloop
 
-from aisbreaker_mw.transport import HTTPTransport, dialing
+from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from .ports import free_port
 from .upstreams import (

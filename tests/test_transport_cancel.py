@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from aisbreaker_mw.transport import HTTPTransport
-from aisbreaker_mw.transport.connection import Exchange
+from aisbreaker_mw.upstream.transport import HTTPTransport
+from aisbreaker_mw.upstream.transport.connection import Exchange
 
 from .test_transport import (
     CHUNKED_HEADER,

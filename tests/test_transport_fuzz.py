@@ -14,8 +14,8 @@ import httpx
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from aisbreaker_mw.transport import HTTPTransport
-from aisbreaker_mw.transport.answer import COMPLETE, AnswerReader
+from aisbreaker_mw.upstream.transport import HTTPTransport
+from aisbreaker_mw.upstream.transport.answer import COMPLETE, AnswerReader
 
 from .test_transport import FINE, anyio_backend, fetch, native_only, stack, timeouts
 from .upstreams import BROKEN, LEFTOVER, MALFORMED, WHOLE, Answer, Peer, Upstream

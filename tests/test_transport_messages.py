@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from aisbreaker_mw.transport.answer import COMPLETE, AnswerReader
-from aisbreaker_mw.transport.request import OutgoingRequest
+from aisbreaker_mw.upstream.transport.answer import COMPLETE, AnswerReader
+from aisbreaker_mw.upstream.transport.request import OutgoingRequest
 
 from .upstreams import BROKEN, LEFTOVER, MALFORMED, OK, WHOLE, Answer
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import trustme
 
-from aisbreaker_mw.transport import HTTPTransport
-from aisbreaker_mw.transport.tls import default_context
+from aisbreaker_mw.upstream.transport import HTTPTransport
+from aisbreaker_mw.upstream.transport.tls import default_context
 
 from .test_transport import (
     FINE,

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from aisbreaker_mw import AIsBreakerMiddleware
-from aisbreaker_mw.vertex import PREFIX, GoogleCloudStrategy
+from aisbreaker_mw.credentials.google_cloud import PREFIX, GoogleCloudStrategy
 
 from .support import WAIT, Recorded, RecordingUpstream, bearer, mint, ok, serve, settings, wait_until
 
@@ -236,7 +236,7 @@ def test_a_token_endpoint_that_is_not_there(google: Google) -> None:
 
 
 def test_a_token_endpoint_that_is_silent(google: Google, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aisbreaker_mw.vertex._TIMEOUT", 0.1)
+    monkeypatch.setattr("aisbreaker_mw.credentials.google_cloud._TIMEOUT", 0.1)
     gate = threading.Event()
 
     def silent(request: Recorded, connection: socket.socket) -> None:
@@ -318,8 +318,8 @@ async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
     def transport() -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(lambda _: httpx.Response(200, json={"access_token": "t", "expires_in": 3600}))
 
-    from aisbreaker_mw.proxy import UpstreamRequest
-    from aisbreaker_mw.request_body import RequestBody
+    from aisbreaker_mw.client.body import RequestBody
+    from aisbreaker_mw.upstream.proxy import UpstreamRequest
 
     strategy = GoogleCloudStrategy(transport, token_url="https://x.example/token", clock=Clock(), max_entries=3)
     request = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
@@ -402,7 +402,7 @@ def test_anthropics_sdk(google: Google) -> None:
     ],
 )
 def test_routes(path: str, service_id: str) -> None:
-    from aisbreaker_mw.catalog import ServiceCatalog
+    from aisbreaker_mw.services.catalog import ServiceCatalog
 
     service = ServiceCatalog.load().get("vertex")
     assert service is not None

@@ -27,9 +27,9 @@ from websockets.asyncio.server import serve as serve_websockets
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from aisbreaker_mw import AIsBreakerMiddleware, create_app
+from aisbreaker_mw.client.handshake import from_allowed_page, read_handshake
 from aisbreaker_mw.exceptions import InvalidRequest
-from aisbreaker_mw.handshake import from_allowed_page, read_handshake
-from aisbreaker_mw.upgrade import WebSocketProtocol
+from aisbreaker_mw.serving.websocket_protocol import WebSocketProtocol
 
 from .ports import free_port
 from .support import KEY, WAIT, bearer, mint, raw_exchange, serve, settings
@@ -1127,8 +1127,8 @@ async def test_a_client_that_reads_nothing_is_cut_in_the_end(monkeypatch: pytest
         while True:
             await socket.send(b"x" * 100_000)
 
-    monkeypatch.setattr("aisbreaker_mw.upgrade._CUT_AFTER", 0.1)
-    monkeypatch.setattr("aisbreaker_mw.websocket._CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("aisbreaker_mw.serving.websocket_protocol._CUT_AFTER", 0.1)
+    monkeypatch.setattr("aisbreaker_mw.upstream.websocket._CLOSE_TIMEOUT", 0.1)
     serving = {"ws": Protocol, "ws_ping_interval": 0.2 if end == "no ping is answered" else None, "ws_ping_timeout": 0.2}
     async with service(talk, ping_interval=None) as upstream:
         with gateway(serving=serving, clock=lambda: now[0]) as base, connect_raw(base) as client:

@@ -2,7 +2,7 @@
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
 
-from ..claims import RequestLimits, RequestQuotas, TokenClaims
+from ..tokens.claims import RequestLimits, RequestQuotas, TokenClaims
 from .model import Bucket, Buckets
 
 _WINDOWS: tuple[type[RateLimitItem], ...] = (RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay)

@@ -1,0 +1,5 @@
+"""The command line: `aisbreaker`."""
+
+from .commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,83 @@
+"""What `aisbreaker serve` settles before the server runs: the key, the quota storage, the log."""
+
+import contextlib
+import logging
+import logging.config
+import os
+from ipaddress import ip_address
+
+from pydantic import SecretStr
+
+from ..app import create_app
+from ..exceptions import ConfigurationError
+from ..quotas.embedded import EmbeddedValkey
+from ..serving.server import run
+from ..settings import Settings
+from ..telemetry.logs import hush_libraries, log_config
+from ..tokens.keyring import generate_key
+
+_logger = logging.getLogger("aisbreaker_mw.standalone")
+
+_EMBEDDED = "embedded://"
+_MEMORY = "memory://"
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int, grace: float) -> int:
+    """
+    Run the standalone proxy until a signal ends it.
+
+    Args:
+        settings: as the environment and the TOML file give them; worker processes read them anew.
+        host: address to listen on.
+        port: 0 takes a free one.
+        workers: processes; above 1 they need a shared quota storage.
+        grace: seconds that streams in flight have after the first signal.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigurationError: the settings don't allow to start; one line that names what to set.
+    """
+    config = log_config(settings.log_level, settings.log_format)
+    logging.config.dictConfig(config)
+    hush_libraries()
+    storage = settings.quotas.storage.get_secret_value()
+    if workers > 1 and storage.startswith(_MEMORY):
+        raise ConfigurationError(
+            "quotas.storage: --workers above 1 needs a shared storage; set embedded:// (one machine) or redis://HOST:PORT"
+        )
+    if not settings.has_key():
+        settings = _with_key_for_this_run(settings, host, workers)
+    with contextlib.ExitStack() as stack:
+        if storage == _EMBEDDED:
+            uri = stack.enter_context(EmbeddedValkey())
+            os.environ["AISBREAKER_QUOTAS__STORAGE"] = uri  # workers read it there
+            quotas = settings.quotas.model_copy(update={"storage": SecretStr(uri)})
+            settings = settings.model_copy(update={"quotas": quotas})
+        if workers > 1:
+            create_app(settings)  # a bad setting stops the start here, once, and not in every worker
+            return run("aisbreaker_mw:create_app", host=host, port=port, workers=workers, grace=grace, log_config=config)
+        return run(lambda: create_app(settings), host=host, port=port, grace=grace, log_config=config)
+
+
+def _with_key_for_this_run(settings: Settings, host: str, workers: int) -> Settings:
+    if not _is_loopback(host) or workers > 1:
+        raise ConfigurationError(
+            "AISBREAKER_KEY: no master key is set; make one with `aisbreaker keygen`, or set AUTH_ENCRYPTION_KEYPHRASE "
+            "(only one worker on a loopback address runs without)"
+        )
+    _logger.warning(
+        "NO MASTER KEY IS SET: one was made for this run, and every token dies with it. "
+        "Make a lasting one with `aisbreaker keygen` and set AISBREAKER_KEY."
+    )
+    return settings.model_copy(update={"key": SecretStr(generate_key())})
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

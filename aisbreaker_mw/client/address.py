@@ -1,0 +1,100 @@
+"""Who the client is: its network address, as far as it can be believed."""
+
+from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from ..http1.fields import get_all
+
+IPV6_PREFIX_BITS = 64
+"""One subscriber commonly holds a whole /64, so its addresses count as one client."""
+LOCAL = "unix"
+"""Names the peer on a Unix domain socket, in `trusted_proxies` and as a client."""
+
+Address = IPv4Address | IPv6Address
+
+
+class ClientIdentifier:
+    """
+    Tells clients apart by address.
+
+    Args:
+        trusted_proxies: networks in CIDR form, addresses, or `unix`: the peers whose X-Forwarded-For is believed.
+
+    Raises:
+        ValueError: when one is neither; with a fixed text.
+    """
+
+    def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
+        names = set(trusted_proxies)
+        self._trusts_local = LOCAL in names
+        self._networks = [_network(name) for name in names - {LOCAL}]
+
+    def identify(self, scope: MutableMapping[str, Any]) -> str:
+        """
+        Return the client's address: IPv4, or the /64 of an IPv6; `unix` where the connection has none.
+
+        X-Forwarded-For is read from the right, as each proxy appends the peer that it saw: the first hop that is no trusted
+        proxy is the client. A hop that is no address ends the reading, and the proxy that wrote it counts as the client.
+        """
+        peer = scope.get("client")
+        host = peer[0] if peer else LOCAL
+        if not (self._networks or self._trusts_local):
+            return group(host)
+        if not self._is_trusted(host):
+            return group(host)
+        client = host
+        for hop in reversed(b",".join(get_all(scope["headers"], b"x-forwarded-for")).split(b",")):
+            address = _hop_address(hop.strip())
+            if address is None:
+                break
+            client = address
+            if not self._is_trusted(client):
+                break
+        return group(client)
+
+    def _is_trusted(self, host: str) -> bool:
+        if host == LOCAL:
+            return self._trusts_local
+        address = _parse(host)
+        return address is not None and any(address in network for network in self._networks)
+
+
+@lru_cache(maxsize=16_384)
+def group(host: str) -> str:
+    """Return what clients at `host` are counted as: IPv4 (mapped into IPv6 or not) as it is, IPv6 by its /64."""
+    address = _parse(host)
+    if address is None:
+        # A peer without an address (a Unix domain socket, an ASGI server's own name for one). No address reads as this.
+        return host if host == LOCAL else "unknown"
+    if address.version == 4:
+        return str(address)
+    return str(ip_network((int(address) >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS, IPV6_PREFIX_BITS)))
+
+
+def _parse(host: str) -> Address | None:
+    try:
+        address = ip_address(host.partition("%")[0])  # RFC 4007: a zone is of this machine only
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
+
+
+def _hop_address(hop: bytes) -> str | None:
+    text = hop.decode("latin-1").strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return text if _parse(text) else None
+
+
+def _network(name: str) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(name, strict=False)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        # As in `_parse`, or it would match nobody.
+        return ip_network((int(mapped), network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
+    except ValueError:
+        raise ValueError("takes networks like 10.0.0.0/8, addresses, or unix") from None

@@ -1,0 +1,215 @@
+"""One request and what became of it: sends its answer, counts it, and tells it to the log."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from secrets import token_hex
+from time import perf_counter
+from typing import Any
+
+from starlette.types import Message, Scope, Send
+
+from ..exceptions import ClientDisconnected, RawHeaders, RequestError, ResponseInterrupted
+from ..serving.cycle import ResponseCycle
+from ..telemetry.logs import ACCESS_LOGGER, LogFields, describe_crash
+from ..tokens.claims import TokenClaims
+from .responses import Answer, Dialect, error_answer
+
+_logger = logging.getLogger(ACCESS_LOGGER)
+_crashes = logging.getLogger("aisbreaker_mw")
+
+SWITCHING_PROTOCOLS = 101
+"""What accepting a WebSocket answers (RFC 6455, 4.2.2)."""
+CLIENT_CLOSED_REQUEST = 499
+"""Logged, never sent: the client went away before its answer was whole (nginx's number for it)."""
+
+
+class Exchange:
+    """
+    One request and its answer. What is known of it is set from outside, as it becomes known.
+
+    Args:
+        scope: the request's.
+        send: takes the answer's ASGI messages. Where a WebSocket is asked for, an answer refuses its handshake.
+        dialect: how errors are told.
+    """
+
+    __slots__ = (
+        "_first_byte",
+        "_method",
+        "_request_id",
+        "_send",
+        "_started",
+        "cause",
+        "claims",
+        "client",
+        "complete",
+        "dialect",
+        "error",
+        "headers",
+        "sent_bytes",
+        "service_id",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, send: Send, dialect: Dialect = "openai") -> None:
+        self._method = scope.get("method", "GET")
+        self._send = send if scope["type"] == "http" else _answering(scope, send)
+        self._started = perf_counter()
+        self._first_byte: float | None = None
+        self._request_id: str | None = None
+        self.dialect = dialect
+        self.status: int | None = None
+        self.sent_bytes = 0
+        self.complete = False
+        self.headers: RawHeaders = []
+        """Headers to add to the answer."""
+        self.client: str | None = None
+        self.claims: TokenClaims | None = None
+        self.service_id: str | None = None
+        self.error: str | None = None
+        """Code of the error that was answered."""
+        self.cause: str | None = None
+        """What the error came from; a class name, never a text."""
+
+    @property
+    def request_id(self) -> str:
+        """Names this request in its error and its log line."""
+        if self._request_id is None:
+            self._request_id = "req_" + token_hex(12)
+        return self._request_id
+
+    async def send(self, message: Message) -> None:
+        """Send one ASGI message of the answer, or of a WebSocket."""
+        kind = message["type"]
+        if kind == "http.response.start" or kind == "websocket.accept":
+            self._first_byte = perf_counter()
+            self.status = message.get("status", SWITCHING_PROTOCOLS)
+            if self.headers:
+                message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
+        elif kind == "http.response.body":
+            self.sent_bytes += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+        elif kind == "websocket.send":
+            text = message.get("text")
+            self.sent_bytes += len(message.get("bytes") or b"") if text is None else len(text.encode())
+        await self._send(message)
+
+    def begin(self, status: int, headers: RawHeaders) -> Awaitable[None]:
+        """Send the head of an answer."""
+        self._first_byte = perf_counter()
+        self.status = status
+        if self.headers:
+            headers = [*headers, *self.headers]
+        return self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def write(self, piece: bytes, *, more_body: bool) -> Awaitable[None]:
+        """Send a piece of the answer's body."""
+        self.sent_bytes += len(piece)
+        self.complete = not more_body
+        return self._send({"type": "http.response.body", "body": piece, "more_body": more_body})
+
+    def writer_at_once(self) -> Callable[[bytes], bool] | None:
+        """
+        Return what sends a piece of the answer's body, not the last, if nothing has to be waited for, and says whether it did.
+
+        ASGI has no way to send without a task. This package's server has one, where nothing is between it and here; else: None.
+        """
+        send = self._send
+        server = getattr(send, "__self__", None)
+        # A proxy around the server's `send` has its attributes, and is equal to it. Its type is its own.
+        if not isinstance(server, ResponseCycle) or type(send) is not type(server.send) or send != server.send:
+            return None
+        send_at_once = server.send_at_once
+
+        def write_at_once(piece: bytes) -> bool:
+            if not send_at_once(piece):
+                return False
+            self.sent_bytes += len(piece)
+            return True
+
+        return write_at_once
+
+    async def answer(self, answer: Answer) -> None:
+        """Send a whole answer."""
+        status, headers, body = answer
+        await self.begin(status, headers)
+        await self.write(b"" if self._method == "HEAD" else body, more_body=False)
+
+    async def refuse(self, error: RequestError) -> None:
+        """Answer with an error."""
+        self.error = error.code
+        await self.answer(error_answer(error, self.dialect, self.request_id))
+
+    def log(self) -> None:
+        """Write the request's line."""
+        if not _logger.isEnabledFor(logging.INFO):
+            return
+        now = perf_counter()
+        claims = self.claims
+        fields: dict[str, Any] = {
+            "request_id": self.request_id,
+            "method": self._method,
+            "client": self.client,
+            "kid": claims.kid if claims else None,
+            "jti": claims.jti[:8] if claims else None,
+            "service_id": self.service_id,
+            "status": self.status or CLIENT_CLOSED_REQUEST,
+            "bytes": self.sent_bytes,
+            "first_byte_ms": _milliseconds(self._started, self._first_byte),
+            "total_ms": _milliseconds(self._started, now),
+            "complete": self.complete,
+            "error": self.error,
+            "cause": self.cause,
+        }
+        _logger.info(LogFields(fields))
+
+
+def _answering(scope: Scope, send: Send) -> Send:
+    """
+    Return a WebSocket's `send` that takes the messages of an HTTP answer as well, before the socket is accepted.
+
+    Where the server has no such answers (the ASGI extension `websocket.http.response`), the socket is closed instead: with
+    1008, which most servers tell as 403.
+    """
+    can_answer = "websocket.http.response" in (scope.get("extensions") or {})
+
+    async def send_answer(message: Message) -> None:
+        kind = message["type"]
+        if not kind.startswith("http."):
+            await send(message)
+        elif can_answer:
+            await send({**message, "type": f"websocket.{kind}"})
+        elif kind == "http.response.start":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+    return send_answer
+
+
+def _milliseconds(start: float, end: float | None) -> float | None:
+    return None if end is None else round((end - start) * 1000, 3)
+
+
+async def conclude(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Await what answers a request, turn what goes wrong into the answer, and log the exchange."""
+    try:
+        await work
+    except RequestError as error:
+        if exchange.status is not None:
+            exchange.error = error.code
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        if exchange.cause is None and error.__cause__ is not None:
+            exchange.cause = type(error.__cause__).__name__
+        await exchange.refuse(error)
+    except ClientDisconnected:
+        pass
+    except ResponseInterrupted:
+        raise
+    except Exception as crash:
+        # A bug. Its text may quote anything, so only its kind and place are told.
+        _crashes.error("crash in request %s: %s", exchange.request_id, describe_crash(crash))
+        exchange.cause = type(crash).__name__
+        if exchange.status is not None:
+            raise ResponseInterrupted("the request failed after its answer had begun") from None
+        await exchange.refuse(RequestError())
+    finally:
+        exchange.log()

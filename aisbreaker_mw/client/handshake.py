@@ -1,0 +1,77 @@
+"""A WebSocket's opening handshake, as a client sends it: a key among its subprotocols, and the page that it comes from."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..exceptions import InvalidRequest
+from ..http1.fields import RawHeaders, get
+from ..tokens.sealer import PREFIX
+
+__all__ = ["Handshake", "from_allowed_page", "read_handshake"]
+
+_KEY_SUBPROTOCOL = "openai-insecure-api-key."
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+
+
+class Handshake(NamedTuple):
+    """
+    What a client's opening handshake says (RFC 6455, 4.1).
+
+    Attributes:
+        headers: without those of the handshake itself; a key among the subprotocols is an `authorization` here.
+        subprotocols: that are offered, in order, without keys.
+        key_among_subprotocols: whether there was one, as there is from browsers.
+    """
+
+    headers: RawHeaders
+    subprotocols: list[str]
+    key_among_subprotocols: bool
+
+
+def read_handshake(headers: RawHeaders) -> Handshake:
+    """
+    Take an opening handshake apart.
+
+    A page can set no header on a WebSocket, so OpenAI's SDK sends the key as a subprotocol, `openai-insecure-api-key.<key>`.
+    A token of ours is a key in that place with or without the prefix.
+
+    Args:
+        headers: names in lower case.
+
+    Raises:
+        InvalidRequest: a subprotocol is no token (RFC 6455, 4.1, 10).
+    """
+    kept: RawHeaders = []
+    subprotocols: list[str] = []
+    keys: RawHeaders = []
+    for name, value in headers:
+        if name == b"sec-websocket-protocol":
+            for item in value.decode("latin-1").split(","):
+                subprotocol = item.strip(" \t")
+                if not _TOKEN.fullmatch(subprotocol):
+                    raise InvalidRequest("The Sec-WebSocket-Protocol header is malformed.")
+                key = subprotocol.removeprefix(_KEY_SUBPROTOCOL)
+                if key != subprotocol or key.startswith(PREFIX):
+                    keys.append((b"authorization", b"Bearer " + key.encode("ascii")))
+                else:
+                    subprotocols.append(subprotocol)
+        elif not name.startswith(b"sec-websocket-") and name != b"content-length":
+            kept.append((name, value))
+    return Handshake(kept + keys, subprotocols, bool(keys))
+
+
+def from_allowed_page(headers: RawHeaders, origins: Sequence[str]) -> bool:
+    """
+    Return whether a handshake comes from no page, from one of this host, or from one whose origin is allowed.
+
+    Browsers let every page open a WebSocket to everywhere, so it is on the server to look (RFC 6455, 10.2).
+
+    Args:
+        headers: names in lower case.
+        origins: the allowed ones, or `*`.
+    """
+    origin = get(headers, b"origin")
+    if origin is None or "*" in origins or origin.decode("latin-1") in origins:
+        return True
+    return origin.partition(b"://")[2] == get(headers, b"host")

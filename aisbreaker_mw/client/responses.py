@@ -1,0 +1,127 @@
+"""Our own answers: JSON, and errors in the shape that the caller's SDK parses."""
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from ..exceptions import RawHeaders, RequestError
+from ..quotas import Decision
+
+Dialect: TypeAlias = Literal["openai", "anthropic", "google"]
+
+# https://platform.openai.com/docs/guides/error-codes
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    421: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+}
+# https://docs.anthropic.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    421: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "request_too_large",
+    504: "timeout_error",
+}
+# https://cloud.google.com/apis/design/errors#handling_errors
+_GOOGLE_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "INVALID_ARGUMENT",
+    408: "DEADLINE_EXCEEDED",
+    413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
+    421: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    431: "INVALID_ARGUMENT",
+    500: "INTERNAL",
+    504: "DEADLINE_EXCEEDED",
+}
+
+Answer: TypeAlias = tuple[int, RawHeaders, bytes]
+"""Status, headers and body of a whole answer."""
+
+
+def json_answer(status: int, content: Any, headers: RawHeaders | None = None) -> Answer:
+    """Return an answer with `content` as its JSON body."""
+    body = orjson.dumps(content)
+    return (
+        status,
+        [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *(headers or ()),
+        ],
+        body,
+    )
+
+
+def error_answer(error: RequestError, dialect: Dialect, request_id: str) -> Answer:
+    """
+    Return the answer that tells an error, in the dialect of one family of SDKs.
+
+    Args:
+        error: what to tell.
+        dialect: `openai` (also for endpoints of our own), `anthropic` or `google`.
+        request_id: sent as `request-id` to Anthropic's SDKs, `x-request-id` to all others.
+    """
+    status = error.status
+    id_header = b"x-request-id"
+    content: dict[str, Any]
+    match dialect:
+        case "anthropic":
+            id_header = b"request-id"
+            kind = _ANTHROPIC_TYPES.get(status, "api_error")
+            content = {
+                "type": "error",
+                "error": {"type": kind, "message": error.message},
+                "request_id": request_id,
+            }
+        case "google":
+            name = _GOOGLE_STATUSES.get(status, "UNAVAILABLE")
+            content = {"error": {"code": status, "message": error.message, "status": name}}
+        case "openai":
+            kind = _OPENAI_TYPES.get(status, "server_error")
+            content = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    return json_answer(status, content, [(id_header, request_id.encode("ascii")), *error.headers])
+
+
+RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
+_WINDOW_NAMES = {60: "minute", 3600: "hour", 86_400: "day"}
+
+
+def rate_limit_headers(decision: Decision) -> RawHeaders:
+    """
+    Return the headers that tell the window nearest its limit (draft-ietf-httpapi-ratelimit-headers-10):
+
+        RateLimit-Policy: "token-client-minute";q=60;w=60
+        RateLimit: "token-client-minute";r=59;t=42
+    """
+    name, policy = _policy(decision.policy, decision.limit, decision.window)
+    state = b"%b;r=%d;t=%d" % (name, decision.remaining, math.ceil(decision.reset_after))
+    return [(b"ratelimit-policy", policy), (b"ratelimit", state)]
+
+
+@lru_cache(maxsize=4096)
+def _policy(policy: str, limit: int, window: int) -> tuple[bytes, bytes]:
+    name = f'"{policy}-{_WINDOW_NAMES.get(window, f"{window}s")}"'.encode("ascii")
+    return name, b"%b;q=%d;w=%d" % (name, limit, window)

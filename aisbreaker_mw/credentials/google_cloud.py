@@ -1,0 +1,243 @@
+"""
+Credentials of Google Cloud, as Vertex AI takes them.
+
+A secret is an access token (`ya29...`), which is sent as it is, or `googlecloud-account-json-base64_` and the base64 of a
+service account's or a user's JSON file, for which Google's token endpoint gives access tokens that live for an hour:
+
+    service account   RFC 7523, 2.1: a JWT signed with its key     https://developers.google.com/identity/protocols/oauth2/service-account
+    user              RFC 6749, 6: the refresh token               https://developers.google.com/identity/protocols/oauth2/web-server
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import httpx
+
+from ..client.body import RequestBody
+from ..exceptions import CredentialUnsupported, UpstreamBusy, UpstreamCredentialRejected, UpstreamError, UpstreamTimeout
+from ..http1.fields import RawHeaders
+from ..upstream.proxy import UpstreamRequest
+
+__all__ = ["PREFIX", "GoogleCloudStrategy"]
+
+PREFIX = "googlecloud-account-json-base64_"
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+
+_logger = logging.getLogger("aisbreaker_mw")
+
+_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_LIFETIME = 3600  # seconds of an assertion, as many as Google takes
+_EARLY = 225.0  # seconds before its end that an access token is renewed, as google-auth does it
+_LONGEST = 12 * 3600.0  # seconds that one is believed to live
+_TIMEOUT = 10.0  # seconds for each step of an exchange
+_MAX_ANSWER_BYTES = 64 * 1024
+_ACCESS_TOKEN = re.compile(r"[!-~]{1,8192}")  # what fits into a header, and is told from nothing else
+_PROJECT = re.compile(r"[A-Za-z0-9:._-]{1,256}")
+
+
+class _Access(NamedTuple):
+    headers: RawHeaders
+    renew_at: float
+
+
+class GoogleCloudStrategy:
+    """
+    Makes Bearer credentials of Google accounts.
+
+    Access tokens are cached until shortly before they expire. However many requests wait for one, one exchange is made.
+
+    Args:
+        transport: returns what carries requests at the moment.
+        token_url: the token endpoint, the only one that is ever asked. An account's JSON that names another is refused: it came
+            with a token, and so from anybody.
+        clock: returns seconds since the epoch.
+        max_entries: access tokens in the cache; the least recently used goes first.
+    """
+
+    def __init__(
+        self,
+        transport: Callable[[], httpx.AsyncBaseTransport],
+        *,
+        token_url: str,
+        clock: Callable[[], float],
+        max_entries: int = 1000,
+    ) -> None:
+        self._transport = transport
+        self._token_url = token_url
+        self._clock = clock
+        self._max_entries = max_entries
+        self._cache: OrderedDict[bytes, _Access] = OrderedDict()
+        self._exchanges: dict[bytes, asyncio.Task[_Access]] = {}
+
+    async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        headers = (await self._access(secret)).headers if secret.startswith(PREFIX) else _bearer(secret)
+        return replace(request, headers=[*request.headers, *headers])
+
+    def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        if status == 401:
+            self._cache.pop(_key(secret), None)
+        return status == 401
+
+    async def _access(self, secret: str) -> _Access:
+        key = _key(secret)
+        access = self._cache.get(key)
+        if access is not None and self._clock() < access.renew_at:
+            self._cache.move_to_end(key)
+            return access
+        exchange = self._exchanges.get(key)
+        loop = asyncio.get_running_loop()
+        if exchange is None or exchange.get_loop() is not loop:
+            # A task of its own: the request that began the exchange may go away while others wait for it.
+            exchange = self._exchanges[key] = loop.create_task(self._exchange(key, secret))
+            exchange.add_done_callback(partial(self._exchanged, key))
+        return await asyncio.shield(exchange)
+
+    def _exchanged(self, key: bytes, exchange: "asyncio.Task[_Access]") -> None:
+        if self._exchanges.get(key) is exchange:
+            del self._exchanges[key]
+        if not exchange.cancelled():
+            exchange.exception()  # has been seen, even where nobody waits any more
+
+    async def _exchange(self, key: bytes, secret: str) -> _Access:
+        account = _read_account(secret, self._token_url)
+        now = self._clock()
+        if account["type"] == "service_account":
+            form = await asyncio.to_thread(_assertion_grant, account, self._token_url, int(now))
+        else:
+            form = {"grant_type": "refresh_token", **{name: account[name] for name in _USER_FIELDS}}
+        status, answer = await self._post(urlencode(form).encode("ascii"))
+        if status in (400, 401, 403):
+            raise UpstreamCredentialRejected
+        if status != 200:
+            raise UpstreamError
+        token, expires_in = _read_answer(answer)
+        headers = _bearer(token)
+        project = account.get("quota_project_id")
+        if isinstance(project, str) and _PROJECT.fullmatch(project):
+            headers.append((b"x-goog-user-project", project.encode("ascii")))
+        access = _Access(headers, now + expires_in - min(_EARLY, expires_in / 2))
+        self._cache[key] = access
+        self._cache.move_to_end(key)
+        if len(self._cache) > self._max_entries:
+            self._cache.popitem(last=False)
+        return access
+
+    async def _post(self, form: bytes) -> tuple[int, bytes]:
+        timeout = {"connect": _TIMEOUT, "read": _TIMEOUT, "write": _TIMEOUT, "pool": _TIMEOUT}
+        request = httpx.Request(
+            "POST",
+            self._token_url,
+            headers={"content-type": "application/x-www-form-urlencoded", "accept": "application/json"},
+            content=form,
+            extensions={"timeout": timeout},
+        )
+        try:
+            async with asyncio.timeout(3 * _TIMEOUT):
+                response = await self._transport().handle_async_request(request)
+                stream = response.stream
+                assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
+                answer = b""
+                try:
+                    async for piece in stream:
+                        answer += piece
+                        if len(answer) > _MAX_ANSWER_BYTES:
+                            raise UpstreamError
+                finally:
+                    await stream.aclose()
+        except httpx.PoolTimeout as error:
+            raise UpstreamBusy from error
+        except (httpx.TimeoutException, TimeoutError) as error:
+            raise UpstreamTimeout from error
+        except (httpx.TransportError, OSError) as error:
+            raise UpstreamError from error
+        return response.status_code, answer
+
+
+_USER_FIELDS = ("client_id", "client_secret", "refresh_token")
+_REQUIRED = {"service_account": ("client_email", "private_key"), "authorized_user": _USER_FIELDS}
+
+
+def _key(secret: str) -> bytes:
+    return sha256(secret.encode("utf-8")).digest()
+
+
+def _bearer(token: str) -> RawHeaders:
+    return [(b"authorization", b"Bearer " + token.encode("ascii"))]
+
+
+def _read_account(secret: str, token_url: str) -> dict[str, Any]:
+    """
+    Return the JSON in a secret.
+
+    Raises:
+        UpstreamCredentialRejected: it is no account that Google could accept, or one with another token endpoint.
+    """
+    text = secret[len(PREFIX) :].rstrip("=")
+    try:
+        account = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
+    except (ValueError, RecursionError):
+        raise UpstreamCredentialRejected from None
+    if not isinstance(account, dict) or not isinstance(account.get("type"), str):
+        raise UpstreamCredentialRejected
+    required = _REQUIRED.get(account["type"])
+    if required is None or not all(isinstance(account.get(name), str) for name in required):
+        raise UpstreamCredentialRejected
+    if account.get("token_uri", token_url) != token_url:
+        _logger.warning("a Google account in a token names a token_uri that is not this server's token_url; it was not asked")
+        raise UpstreamCredentialRejected
+    return account
+
+
+def _assertion_grant(account: dict[str, Any], token_url: str, now: int) -> dict[str, str]:
+    """
+    Return the form that has a service account's access token made (RFC 7523, 2.1 and 3). Takes milliseconds of computing.
+
+    Raises:
+        CredentialUnsupported: google-auth is not installed.
+        UpstreamCredentialRejected: the key is none.
+    """
+    try:
+        from google.auth import crypt, jwt
+    except ImportError:
+        _logger.error("a Google service account can't be used: install aisbreaker-mw[vertex]")
+        raise CredentialUnsupported from None
+    try:
+        signer = crypt.RSASigner.from_service_account_info(account)
+        claims = {
+            "iss": account["client_email"],
+            "scope": SCOPE,
+            "aud": token_url,
+            "iat": now,
+            "exp": now + _LIFETIME,
+        }
+        assertion = jwt.encode(signer, claims)
+    except Exception:  # of the libraries' own, whose texts may quote the key
+        raise UpstreamCredentialRejected from None
+    return {"grant_type": _JWT_BEARER, "assertion": assertion.decode("ascii")}
+
+
+def _read_answer(answer: bytes) -> tuple[str, float]:
+    """
+    Return the access token, and the seconds for which it is good (RFC 6749, 5.1).
+
+    Raises:
+        UpstreamError: it is no such answer.
+    """
+    try:
+        fields = json.loads(answer)
+        token, expires_in = fields["access_token"], float(fields.get("expires_in", _LIFETIME))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UpstreamError from None
+    if not isinstance(token, str) or not _ACCESS_TOKEN.fullmatch(token) or not 0 < expires_in < float("inf"):
+        raise UpstreamError
+    return token, min(expires_in, _LONGEST)

@@ -1,0 +1,1 @@
+"""The endpoints of this server itself, below `/api/v1/`."""

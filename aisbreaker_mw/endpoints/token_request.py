@@ -1,0 +1,183 @@
+"""Reading a token request: the contract's JSON body, checked field by field."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+)
+from pydantic.alias_generators import to_camel
+
+from ..durations import parse_span
+from ..exceptions import InvalidRequest
+from ..services.engines import strict_json
+from ..services.patterns import validate_pattern
+from ..tokens.claims import MAX_LIMIT, PRESENTED_TOKEN, RequestQuotas, ServiceSecret, TokenClaims
+from ..tokens.sealer import new_jti
+
+MAX_SECRETS = 64
+MAX_SECRETS_IN_TURN = 16
+MAX_DEPTH = 16
+_CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
+# As a person writes one: the longest that is known has 22 characters, and keys have digits, dashes or more characters.
+_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z_]{0,29}", re.ASCII)
+
+
+def _pattern(text: str) -> str:
+    validate_pattern(text)
+    return text
+
+
+def _credential(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if text and not _CREDENTIAL.fullmatch(text):
+        raise ValueError("must be printable ASCII without spaces at either end")
+    return secret
+
+
+def _in_turn(secret: SecretStr) -> SecretStr:
+    # Among others, nothing and the presented token would be what the one request has and the next has not.
+    if secret.get_secret_value() in ("", PRESENTED_TOKEN):
+        raise ValueError(f"must be a credential: in a list neither an empty string nor {PRESENTED_TOKEN} is one")
+    return secret
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("must be a string")
+    return value
+
+
+Credential = Annotated[SecretStr, AfterValidator(_credential)]
+Credentials = Annotated[
+    list[Annotated[Credential, AfterValidator(_in_turn)]], Field(min_length=1, max_length=MAX_SECRETS_IN_TURN)
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True)
+
+
+class ServiceSecretRequest(_Model):
+    service_id: Annotated[str, AfterValidator(_pattern)]
+    auth_secret: Annotated[
+        Annotated[Credential, Tag("one")] | Annotated[Credentials, Tag("several")], Discriminator(_one_or_several)
+    ]
+
+    def service_secret(self) -> ServiceSecret:
+        """Return what is sealed; a list of one is that one."""
+        first, *others = self.auth_secret if isinstance(self.auth_secret, list) else [self.auth_secret]
+        return ServiceSecret(self.service_id, first, tuple(others))
+
+
+class AuthAndQuotas(_Model):
+    request_quotas: RequestQuotas = RequestQuotas()
+    service_secrets: Annotated[list[ServiceSecretRequest], Field(max_length=MAX_SECRETS)]
+
+
+class TokenRequest(_Model):
+    """The body of `POST /api/v1/oauth/token`."""
+
+    request_auth_and_quotas: AuthAndQuotas
+    # Absent or a string: null is neither.
+    expiration_time_span: Annotated[str | None, BeforeValidator(_not_null)] = None
+    client_id: Annotated[str | None, BeforeValidator(_not_null)] = None
+    client_secret: Annotated[SecretStr | None, BeforeValidator(_not_null)] = None
+
+    def claims(self, *, now: int, default_lifetime: int, max_lifetime: int) -> TokenClaims:
+        """
+        Return the claims that this request asks to have sealed.
+
+        Args:
+            now: seconds since the epoch.
+            default_lifetime: seconds, where the request names none, and `max_lifetime` is not less.
+            max_lifetime: seconds.
+
+        Raises:
+            InvalidRequest: naming `expirationTimeSpan`.
+        """
+        lifetime = min(default_lifetime, max_lifetime)
+        if self.expiration_time_span is not None:
+            try:
+                lifetime = parse_span(self.expiration_time_span)
+            except ValueError as error:
+                raise _invalid("expirationTimeSpan", str(error)) from None
+        if lifetime > max_lifetime:
+            raise _invalid("expirationTimeSpan", f"must be at most {max_lifetime} seconds")
+        wanted = self.request_auth_and_quotas
+        return TokenClaims(
+            jti=new_jti(),
+            iat=now,
+            exp=now + lifetime,
+            quotas=wanted.request_quotas,
+            secrets=tuple(each.service_secret() for each in wanted.service_secrets),
+        )
+
+
+def parse_token_request(body: bytes) -> TokenRequest:
+    """
+    Return the token request that a JSON body holds.
+
+    Raises:
+        InvalidRequest: naming the first field that is wrong by its path, never by its value.
+    """
+    try:
+        fields = strict_json(body, max_depth=MAX_DEPTH)
+    except ValueError as error:
+        raise InvalidRequest(f"The request body {error}.") from None
+    try:
+        # By alias only: the contract's names are in camel case, and no field has two names.
+        return TokenRequest.model_validate(fields, strict=True, by_alias=True, by_name=False)
+    except ValidationError as errors:
+        first = errors.errors(include_url=False, include_input=False)[0]
+        raise _invalid(_path(first["loc"]), _requirement(first)) from None
+
+
+def _invalid(path: str, requirement: str) -> InvalidRequest:
+    return InvalidRequest(f"{path or 'The request body'}: {requirement}.", param=path or None)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    path = ""
+    for before, step in zip((None, *location), location, strict=False):
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif before != "authSecret":  # below which the kind is told that it was taken for
+            # A field name of the caller's own may be anything, a misplaced secret included.
+            path += ("." if path else "") + (step if _FIELD_NAME.fullmatch(step) else "?")
+    return path
+
+
+def _requirement(error: Any) -> str:
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is no known field"
+        case "model_type":
+            return "must be an object"
+        case "list_type":
+            return "must be a list"
+        case "string_type":
+            return "must be a string"
+        case "too_long":
+            return f"must have at most {error['ctx']['max_length']} entries"
+        case "too_short":
+            return "must not be empty"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            return f"must be an integer from 1 to {MAX_LIMIT}"

@@ -1,0 +1,1 @@
+"""AI services: the catalogue, serviceIds and their patterns, and the engine that a request names."""

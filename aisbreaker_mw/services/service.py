@@ -1,0 +1,298 @@
+"""
+What a request to an AI service is called, and where it goes.
+
+The task of a serviceId comes from the service's routes. A path that no route lists literally has the task `other`, so a
+token that was made for one task reaches no path that the catalogue doesn't know:
+
+    service = catalog.ServiceCatalog.load().get("openai")
+    match = service.route("POST", b"/chat/completions")   # match.service_id == "chat:openai.com"
+    service.upstream_target(b"/chat/completions")         # b"/v1/chat/completions"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import unquote, unquote_to_bytes
+
+from ..exceptions import InvalidRequest
+
+__all__ = [
+    "PLACEHOLDER",
+    "PLACEHOLDERS",
+    "CredentialStyle",
+    "Dialect",
+    "PathProtocol",
+    "Route",
+    "RouteMatch",
+    "RouteTable",
+    "Service",
+    "check_path",
+]
+
+Dialect = Literal["openai", "anthropic", "google"]
+"""Whose shape an error has."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialStyle:
+    """
+    How a service wants its credential. Several places are allowed, each gets the whole credential.
+
+    Attributes:
+        headers: name in lower case, and the value's format with one `{secret}`.
+        query: name of a parameter in the query that gets the credential, or None.
+        strategy: name of the way to make the credential where it is more than the secret (`google-cloud`, `aws-sigv4`), or
+            None.
+        options: the strategy's, by name.
+        header_names: of the headers that carry the credential.
+    """
+
+    headers: tuple[tuple[bytes, str], ...] = ()
+    query: str | None = None
+    strategy: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    header_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "header_names", frozenset(name for name, _ in self.headers))
+
+    def headers_for(self, secret: str) -> list[tuple[bytes, bytes]]:
+        """Return the raw headers that carry `secret`, which is ASCII; none for an empty one."""
+        if not secret:
+            return []
+        return [(name, template.replace("{secret}", secret).encode("ascii")) for name, template in self.headers]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMatch:
+    """
+    What one request to a service is.
+
+    Attributes:
+        task: kebab-case word, such as `chat`; `other` for a path that the catalogue doesn't list.
+        vendor: the service's vendor, such as `openai.com`.
+        engine_source: where the engine stands: `json:<key>`, `form:<key>` (both for `engines.read_engine`),
+            `query:<key>` (for `engines.read_query_engine`), `path` (then `engine` has it), or None: it has none.
+        engine: the engine from the path, or "".
+        credential: how this path wants the credential.
+        errors: whose error shape this path's SDK reads.
+        default_headers: raw headers that are sent where the client sent none of that name.
+    """
+
+    task: str
+    vendor: str
+    engine_source: str | None
+    engine: str
+    credential: CredentialStyle
+    errors: Dialect
+    default_headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def listing(self) -> bool:
+        """Whether this lists models, which any token with a secret for the vendor may (see `covers_vendor`)."""
+        return self.task == "models"
+
+    @property
+    def service_id(self) -> str:
+        """`task:vendor`, without an engine."""
+        return f"{self.task}:{self.vendor}"
+
+    def service_id_with(self, engine: str) -> str:
+        """`task:vendor/engine`, or `task:vendor` for an empty engine."""
+        return f"{self.task}:{self.vendor}/{engine}" if engine else self.service_id
+
+
+@dataclass(frozen=True, slots=True)
+class PathProtocol:
+    """What the paths under `prefix` speak: a service can have a second vendor's protocol beside its own."""
+
+    prefix: bytes
+    credential: CredentialStyle
+    errors: Dialect
+    default_headers: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of a service's routes, its alternatives expanded."""
+
+    method: str
+    path: str
+    task: str
+    engine_source: str | None
+
+
+# Bytes that a path never has here: outside printable ASCII; backslash, fragment and query; an escape that is none
+# (IIS's %u002e among them); an escaped control character or backslash.
+_UNSAFE = re.compile(rb"[^!-~]|[\\#?]|%(?![0-9A-Fa-f]{2})|%(?:[01][0-9A-Fa-f]|7[Ff]|5[Cc])")
+
+
+def check_path(path: bytes) -> None:
+    """
+    Refuse a path that an upstream could take for another one than it looks like.
+
+    Escapes are decoded once, as RFC 3986, 6.2.2 lets anybody do on the way; `%252e` stays what it is. Path parameters
+    (`..;x=y`, RFC 3986, 3.3) and blanks don't hide a dot segment, and overlong UTF-8 (`%c0%ae`) is no UTF-8.
+
+    Raises:
+        InvalidRequest
+    """
+    if _UNSAFE.search(path) or (path and path[:1] != b"/") or path[:2] == b"//":
+        raise InvalidRequest("The path has a character or an escape that is not allowed.")
+    if b"%" in path or b"/." in path:
+        decoded = unquote_to_bytes(path)
+        try:
+            decoded.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequest("The path's escapes are not UTF-8.") from None
+        if any(segment.partition(b";")[0].strip(b" ") in (b".", b"..") for segment in decoded.split(b"/")):
+            raise InvalidRequest("The path has dot segments.")
+
+
+def _under(path: bytes, prefix: bytes) -> bool:
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/")
+
+
+# Placeholders never take an escape (but for `{/*}`, see below) nor a `;`: what an upstream could read in two ways is
+# not literally the listed path, and so is `other`. A dot segment doesn't get as far as this.
+PLACEHOLDERS: dict[str, bytes] = {
+    "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
+    "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
+    "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
+    # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
+    "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
+    # Nothing, or any segments below. SDKs escape the slash of an id such as `meta-llama/Llama-3`; however often an
+    # upstream decodes that, it stays below the listed path.
+    "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
+}
+PLACEHOLDER = re.compile(r"(\{[^{}]*\})")
+
+
+def _compile_path(path: str) -> re.Pattern[bytes] | None:
+    """Return the path template as a pattern, or None for a path without placeholders."""
+    parts = PLACEHOLDER.split(path)
+    if len(parts) == 1:
+        return None
+    return re.compile(b"".join(PLACEHOLDERS.get(part) or re.escape(part.encode("ascii")) for part in parts))
+
+
+class RouteTable:
+    """A service's routes, compiled: exact paths in a dict, templates in the order in which they are tried."""
+
+    def __init__(self, vendor: str, unlisted_task: str, protocols: tuple[PathProtocol, ...], routes: Iterable[Route]) -> None:
+        self._vendor = vendor
+        self._unlisted_task = unlisted_task
+        self._protocols = protocols  # the last one has the prefix "", so that one always fits
+        self._exact: dict[tuple[str, bytes], RouteMatch] = {}
+        self._templates: list[tuple[str, re.Pattern[bytes], Route]] = []
+        for route in routes:
+            pattern = _compile_path(route.path)
+            if pattern is not None:
+                self._templates.append((route.method, pattern, route))
+            else:
+                path = route.path.encode("ascii")
+                self._exact.setdefault((route.method, path), self._match(path, route.task, route.engine_source, ""))
+
+    def find(self, method: str, path: bytes) -> RouteMatch:
+        exact = self._exact.get((method, path)) or self._exact.get(("ANY", path))
+        if exact is not None:
+            return exact
+        for allowed, pattern, route in self._templates:
+            if allowed in (method, "ANY") and (found := pattern.fullmatch(path)):
+                engine = unquote(found["engine"].decode("ascii")) if route.engine_source == "path" else ""
+                return self._match(path, route.task, route.engine_source, engine)
+        return self._match(path, self._unlisted_task, None, "")
+
+    def _match(self, path: bytes, task: str, engine_source: str | None, engine: str) -> RouteMatch:
+        speaks = next(protocol for protocol in self._protocols if _under(path, protocol.prefix))
+        return RouteMatch(task, self._vendor, engine_source, engine, speaks.credential, speaks.errors, speaks.default_headers)
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """
+    One AI service: where it is, how it wants its credential, and what its paths do. Made by `ServiceCatalog.load`.
+
+    Attributes:
+        name: first segment of our path, such as `openai`.
+        vendor: the vendor in serviceIds, such as `openai.com`.
+        base_url: where it is, or None for an embedded service and for one that the configuration must complete.
+        api_prefix: what is added to a path where the client left it out, such as `/v1`.
+        other_prefixes: beginnings of paths that are not below `api_prefix`.
+        credential: how it wants its credential; a `RouteMatch` says it for one path.
+        errors: whose error shape its SDK reads; a `RouteMatch` says it for one path.
+        default_headers: raw headers that are sent where the client sent none of that name.
+        embedded: answered inside this process (`dummy`).
+        delay: seconds between streamed pieces of an embedded service.
+        scheme, host, port, host_header, base_path: the parts of `base_url`; empty and 0 without one. `host` is without
+            brackets, `host_header` is what belongs into `Host`, `base_path` has no slash at its end.
+    """
+
+    name: str
+    vendor: str
+    base_url: str | None
+    api_prefix: str
+    other_prefixes: tuple[str, ...]
+    credential: CredentialStyle
+    errors: Dialect
+    default_headers: tuple[tuple[bytes, bytes], ...]
+    embedded: bool
+    delay: float
+    scheme: str
+    host: str
+    port: int
+    host_header: bytes
+    base_path: bytes
+    _routes: RouteTable = field(repr=False)
+    _completions: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+
+    @property
+    def available(self) -> bool:
+        """Whether requests can be answered: it is embedded, or has a base URL."""
+        return self.embedded or self.base_url is not None
+
+    def route(self, method: str, rest: bytes) -> RouteMatch:
+        """
+        Find what a request does.
+
+        Args:
+            method: the HTTP method, upper case; `GET` for a WebSocket.
+            rest: the raw path after `/<name>`: empty, or beginning with a slash; without the query.
+
+        Raises:
+            InvalidRequest: the path has dot segments, control characters and the like.
+        """
+        return self._routes.find(method, self._complete(rest))
+
+    def upstream_target(self, rest: bytes) -> bytes:
+        """
+        Make the path that is asked of the upstream: the base URL's own path, the API prefix where the client left it
+        (or the beginning of it) out, and `rest` byte for byte.
+
+        Args:
+            rest: as for `route`.
+
+        Raises:
+            InvalidRequest: as for `route`.
+        """
+        return self.base_path + self._complete(rest)
+
+    def resolve(self, method: str, rest: bytes) -> tuple[RouteMatch, bytes]:
+        """
+        Return what `route` and `upstream_target` do, in one step.
+
+        Raises:
+            InvalidRequest: as for `route`.
+        """
+        path = self._complete(rest)
+        return self._routes.find(method, path), self.base_path + path
+
+    def _complete(self, rest: bytes) -> bytes:
+        check_path(rest)
+        for head, missing in self._completions:
+            if _under(rest, head):
+                return missing + rest
+        return rest or b"/"

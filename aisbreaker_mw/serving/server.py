@@ -1,0 +1,230 @@
+"""
+Run an ASGI app on uvicorn: our HTTP protocol, one line when it listens, a drain at the end.
+
+SIGTERM or SIGINT begins the drain: nothing new is accepted, idle connections are closed, answers in flight may finish.
+What is not finished after `grace` seconds is cut so that the client sees it. Then the app's lifespan ends. A second signal
+cuts at once.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from ..exceptions import ConfigurationError
+from .http_protocol import HTTPProtocol
+from .websocket_protocol import WebSocketProtocol
+
+__all__ = ["run"]
+
+_logger = logging.getLogger("aisbreaker_mw.server")
+
+_BACKLOG = 2048
+_KEEP_ALIVE = 75  # seconds; longer than the pools of AI SDKs keep an idle connection, so that they close it, not we
+_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
+
+_LOG_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {"aisbreaker_mw": {"level": "INFO"}, "uvicorn.error": {"level": "WARNING"}},
+}
+
+
+def run(
+    app: str | Callable[[], Any],
+    *,
+    host: str,
+    port: int,
+    workers: int = 1,
+    grace: float = 30.0,
+    log_config: dict[str, Any] | None = None,
+    http: Callable[..., HTTPProtocol] = HTTPProtocol,
+) -> int:
+    """
+    Serve an app until a signal ends it.
+
+    Args:
+        app: factory of the ASGI app, or its import string (`aisbreaker_mw:create_app`).
+        host: address or name to listen on; a name that has several addresses is served on each.
+        port: TCP port; 0 takes a free one. The line `aisbreaker is listening on http://HOST:PORT` tells which.
+        workers: processes. Above 1 the app must be an import string, as every worker makes its own.
+        grace: seconds for answers in flight after the first signal.
+        log_config: a `logging.config.dictConfig`; lines on stderr when not given. Workers apply it as well, so it must
+            be picklable.
+        http: makes a connection's protocol; `functools.partial(HTTPProtocol, limits=...)` brings other limits.
+
+    Returns:
+        The process's exit status: 0 after a drain, 1 when the start failed or a second signal cut the drain short.
+
+    Raises:
+        ValueError: several workers, and the app is no import string.
+    """
+    if workers > 1 and not isinstance(app, str):
+        raise ValueError("several workers need the app as an import string")
+    config = _Config(
+        app,
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        loop="auto",
+        http=cast(Any, http),  # uvicorn asks for a class, and only calls it
+        ws=WebSocketProtocol,
+        ws_per_message_deflate=False,  # nor is it offered to the services, see websocket.py
+        lifespan="on",
+        log_config=_LOG_CONFIG if log_config is None else log_config,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=True,  # ours adds it only where the app's answer has none
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # asyncio.wait_for takes any number
+    )
+    try:
+        sockets = _listen(host, port)
+    except OSError as error:
+        _logger.error("can't listen on %s: %s", _authority(host, port), _reason(error))
+        return 1
+    url = f"http://{_authority(host, sockets[0].getsockname()[1])}"
+    try:
+        if workers > 1:
+            return _Supervisor(config, sockets, url).serve()
+        server = _Server(config, url)
+        server.run(sockets)
+        return int(server.force_exit)
+    except SystemExit:
+        return 1  # uvicorn's way of telling that the start failed, which it has logged
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class _Config(uvicorn.Config):
+    """Tells an unusable configuration in one line, and ends the process so that a supervisor does not start it again."""
+
+    def load(self) -> None:
+        try:
+            super().load()
+        except ConfigurationError as error:
+            _logger.error("%s", error)
+            sys.exit(STARTUP_FAILURE)
+
+
+class _Server(uvicorn.Server):
+    """One process. Ends with a status, where uvicorn's would die of the signal that stopped it."""
+
+    def __init__(self, config: uvicorn.Config, url: str) -> None:
+        super().__init__(config)
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            _say_listening(self._url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class _Supervisor(Multiprocess):
+    """Several worker processes on the same sockets."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], url: str) -> None:
+        super().__init__(config, sockets)
+        self._url = url
+        self._forced = False
+
+    def serve(self) -> int:
+        """Run until a signal, and return the exit status."""
+        self.run()
+        failed = any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+        return int(failed or self._forced)
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        _say_listening(self._url)
+
+    def terminate_all(self) -> None:
+        for each in self.sockets:
+            each.close()
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        for process in self.processes:
+            while process.exitcode is None:
+                process.process.join(0.1)
+                if _SIGNALS.intersection(self.signal_queue):
+                    self.signal_queue.clear()
+                    self._force()
+
+    def _force(self) -> None:
+        for process in self.processes:
+            if process.exitcode is None and process.pid is not None:
+                # uvicorn's workers take a second SIGINT, and only that, as the order to cut.
+                os.kill(process.pid, signal.SIGKILL if self._forced else signal.SIGINT)
+        self._forced = True
+
+
+def _say_listening(url: str) -> None:
+    _logger.info("aisbreaker is listening on %s", url)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """
+    Return a listening socket for each of the host's addresses that this machine has, all on one port.
+
+    They listen from here on, and not only once the app is up: with SO_REUSEADDR a bound port is still anybody's, and uvloop
+    does not tell when it fails to listen.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    with contextlib.ExitStack() as undo:
+        for family, address in addresses:
+            one = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and len(addresses) > 1:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                one.bind((address[0], port, *address[2:]))
+                one.listen(_BACKLOG)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                one.close()
+                missing = error
+                continue
+            one.set_inheritable(True)
+            sockets.append(one)
+            port = port or one.getsockname()[1]
+        if missing is not None and not sockets:
+            raise missing
+        undo.pop_all()
+    return sockets
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the name has no address"
+    return os.strerror(error.errno).lower() if error.errno else "not possible"

@@ -1,0 +1,1 @@
+"""Tokens: claims, master keys, and the sealing of claims into tokens."""

@@ -1,0 +1,107 @@
+"""Master keys: where they come from, what they are called, and the box keys derived from them."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from secrets import token_bytes
+
+from nacl import pwhash
+
+from ..exceptions import ConfigurationError
+from .base64url import b64url_decode, b64url_encode
+
+KEY_BYTES = 32
+MIN_KEYPHRASE_CHARACTERS = 20
+
+# RFC 9106, 4: the second recommended option, 3 passes over 64 MiB. The salt is fixed, so that every replica derives the same
+# key from the same phrase; the length asked of the phrase has to make up for it.
+ARGON2_PASSES = 3
+ARGON2_MEMORY = 64 * 1024 * 1024
+ARGON2_SALT = b"aisbreaker-salt1"
+
+
+def generate_key() -> str:
+    """Return a fresh master key: 32 random bytes as 43 characters of base64url."""
+    return b64url_encode(token_bytes(KEY_BYTES))
+
+
+def parse_key(text: str, *, name: str) -> bytes:
+    """
+    Return the 32 bytes of a master key as `generate_key` writes it.
+
+    Args:
+        text: the key.
+        name: what the key is called where the person set it, for the error.
+
+    Raises:
+        ConfigurationError: naming `name`, never the key.
+    """
+    try:
+        key = b64url_decode(text.rstrip("="))
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(f"{name}: takes a key made by `aisbreaker keygen` (32 bytes, base64url)")
+    return key
+
+
+def stretch_keyphrase(phrase: str, *, name: str) -> bytes:
+    """
+    Return the master key that a keyphrase stands for (Argon2id, RFC 9106). Takes about a tenth of a second and 64 MiB.
+
+    Raises:
+        ConfigurationError: naming `name`, when the phrase has fewer than 20 characters.
+    """
+    if len(phrase) < MIN_KEYPHRASE_CHARACTERS:
+        raise ConfigurationError(f"{name}: takes at least {MIN_KEYPHRASE_CHARACTERS} characters")
+    # Bytes that are no UTF-8 come out of the environment as surrogates (PEP 383), and go back here.
+    data = phrase.encode("utf-8", "surrogateescape")
+    return pwhash.argon2id.kdf(KEY_BYTES, data, ARGON2_SALT, ARGON2_PASSES, ARGON2_MEMORY)
+
+
+def key_id(key: bytes) -> str:
+    """Return the `kid` of a master key: 8 characters, from a hash keyed with it, so that it tells nothing about it."""
+    return b64url_encode(blake2b(key=key, person=b"aisbreaker-kid", digest_size=6).digest())
+
+
+class Keyring:
+    """
+    The keys of a server: the first seals, all of them open.
+
+    Args:
+        key: 32 bytes; seals and opens.
+        retired: former keys, 32 bytes each; they only open.
+
+    Raises:
+        ValueError: when a key is not 32 bytes.
+    """
+
+    def __init__(self, key: bytes, retired: Iterable[bytes] = ()) -> None:
+        keys = [key, *retired]
+        if any(len(each) != KEY_BYTES for each in keys):
+            raise ValueError("a master key is 32 bytes")
+        self.kid = key_id(key)
+        """The `kid` of the key that seals."""
+        self._keys = {key_id(each): each for each in keys}
+
+    def __repr__(self) -> str:
+        return f"Keyring(kid={self.kid!r}, retired={len(self._keys) - 1})"
+
+    def __contains__(self, kid: str) -> bool:
+        return kid in self._keys
+
+    def box_key(self, kid: str, header: bytes, host: str) -> bytes:
+        """
+        Return the SecretBox key of one token header on one host, 32 bytes.
+
+        SecretBox has no associated data. Binding the header and the host into the key makes a change to either fail the MAC.
+
+        Args:
+            kid: names a key of this ring.
+            header: the token's header segment as it stands in the token.
+            host: the name this server is called by, lower case, without port.
+
+        Raises:
+            KeyError: when no key of the ring is called `kid`.
+        """
+        message = header + b"\0" + host.encode("utf-8")
+        return blake2b(message, key=self._keys[kid], person=b"aisbreaker-token", digest_size=KEY_BYTES).digest()

@@ -1,0 +1,1 @@
+"""The way to a service and back: HTTP requests and WebSockets."""

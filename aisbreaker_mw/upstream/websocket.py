@@ -1,0 +1,398 @@
+"""
+WebSockets to AI services: one socket from the client, one to the service, message by message.
+
+    handshake → the pipeline, as for any request → the service's handshake → our answer → both directions, until one ends
+
+The service is asked first. So its refusal, and every one of ours, is an answer to the client's handshake, as HTTP knows it
+(RFC 6455, 4.2.2), and an accepted socket is one that has somebody at its other end.
+
+Messages keep their kind, their boundaries and their order, and wait where the other side does not take them. What belongs to
+one connection ends here: fragments, masks, pings (each side's are answered by who sees them, and both are pinged), and
+extensions. None is offered to the service: a message that is compressed on one connection would have to be inflated and
+deflated again here, and its size would be unknown until then.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from starlette.types import Message, Receive
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+from websockets.uri import WebSocketURI
+
+from ..client.exchange import Exchange
+from ..client.handshake import Handshake
+from ..exceptions import (
+    ClientDisconnected,
+    InvalidRequest,
+    InvalidToken,
+    RequestError,
+    UpstreamCredentialRejected,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from ..http1.fields import RawHeaders
+from .proxy import Timeouts, UpstreamRequest, answer_headers
+
+__all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""Bytes of a message, at most, where nothing else is said: as many as uvicorn takes."""
+
+_REALTIME = "realtime"
+_TARGET = re.compile(rb"/[!-~]*")
+
+_PING_INTERVAL = 20.0  # seconds
+_CLOSE_TIMEOUT = 1.0  # seconds for the other side's part in closing; then the connection is cut
+_MAX_QUEUE = 4  # messages from the service that wait for a slow client; more wait in the service's own buffers
+_NOT_ANSWERED = frozenset({b"content-length", b"date", b"server"})
+
+_SILENT = logging.Logger("websockets")  # the library's own logger tells headers and messages
+_SILENT.disabled = True
+
+# Close codes (RFC 6455, 7.4, and IANA's registry). Those that never travel are how a library tells that none came.
+_NORMAL, _GOING_AWAY, _POLICY, _TOO_BIG, _BAD_GATEWAY = 1000, 1001, 1008, 1009, 1014
+_NO_STATUS, _ABNORMAL = 1005, 1006
+_UNSENDABLE = frozenset({_NO_STATUS, _ABNORMAL, 1015})
+
+
+class _End(NamedTuple):
+    """
+    How a conversation ended, and so what the other side is told.
+
+    Attributes:
+        code: close code; one that never travels, where none was said.
+        reason: the peer's own words, or none.
+        error: for the log; None where a side closed as it should.
+        cause: for the log; a class name.
+        by_client: whether the client ended it, and so needn't be told.
+    """
+
+    code: int
+    reason: str = ""
+    error: str | None = None
+    cause: str | None = None
+    by_client: bool = False
+
+
+_GONE = _End(_ABNORMAL, error="client_gone", by_client=True)
+_OVERSIZED = _End(_TOO_BIG, error="payload_too_large")
+_EXPIRED = _End(_POLICY, "The API key has expired.", error=InvalidToken.code)
+
+
+class _Connection(ClientConnection):
+    """A connection that does not outlive its conversation: the library would leave it to the service to close it."""
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._cut is None and self.protocol.state is State.CLOSING:
+            self._cut = self.loop.call_later(_CLOSE_TIMEOUT, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        super().connection_lost(exc)
+
+
+class WebSocketProxy:
+    """
+    Carries WebSockets to AI services. No proxy of the environment is used, no redirect followed.
+
+    Args:
+        timeouts: `connect` and `header` bound the service's handshake; a service that answers no ping for `idle` is gone.
+        clock: returns seconds since the epoch.
+        max_message_bytes: of one message from the service, or, where the server below us has no limit of its own, from the
+            client; a longer one closes both sides with 1009.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, *, clock: Callable[[], float] = time.time, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        self._timeouts = timeouts
+        self._clock = clock
+        self._max_message_bytes = max_message_bytes
+        self._tls: ssl.SSLContext | None = None
+
+    async def __call__(self, request: UpstreamRequest, handshake: Handshake, receive: Receive, exchange: Exchange) -> None:
+        """
+        Connect a client to a service until one of them ends it, or the token that was presented expires.
+
+        Args:
+            request: the service's handshake, but for what every WebSocket handshake has.
+            handshake: the client's.
+            receive: of the ASGI call, its `websocket.connect` taken.
+            exchange: takes the answer to the handshake, and the messages.
+
+        Raises:
+            RequestError: nothing has been answered yet, and this is to be.
+            ClientDisconnected: the client did not wait for the answer.
+        """
+        # Before it is accepted, all that a client can do is to go away. Later this is its first message.
+        first = asyncio.ensure_future(receive())
+        opening = asyncio.create_task(self._open_with_any_secret(request, handshake.subprotocols, exchange))
+        try:
+            await asyncio.wait((first, opening), return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise ClientDisconnected
+            connection = opening.result()
+        except InvalidStatus as refusal:
+            await _cancel(first)
+            await _relay_refusal(refusal.response, request, exchange)
+            return
+        except BaseException:
+            await _cancel(first, opening)
+            raise
+        try:
+            await _accept(connection, request, handshake, exchange)
+            await self._converse(connection, first, receive, exchange)
+        finally:
+            await _cancel(first)
+            connection.transport.abort()
+
+    # The service's handshake
+
+    async def _open_with_any_secret(
+        self, request: UpstreamRequest, subprotocols: list[str], exchange: Exchange
+    ) -> ClientConnection:
+        while True:
+            try:
+                return await self._open(request, subprotocols, exchange)
+            except InvalidStatus as refusal:
+                status, attempts = refusal.response.status_code, request.attempts
+                if attempts is None:
+                    rejected = status == 401 and not request.relay_unauthorized
+                else:
+                    rejected = attempts.rejects(status, _raw_headers(refusal.response))
+                    if (rejected or status == 429) and (another := await attempts.another()) is not None:
+                        request = another
+                        continue
+                if rejected:
+                    raise UpstreamCredentialRejected from None
+                raise
+
+    async def _open(self, request: UpstreamRequest, subprotocols: list[str], exchange: Exchange) -> ClientConnection:
+        if not _TARGET.fullmatch(request.target):
+            raise InvalidRequest("The query has a character that is not allowed.")
+        scheme, host, port = request.origin
+        secure = scheme == "https"
+
+        def make() -> _Connection:
+            protocol = ClientProtocol(
+                # Not parsed from a URL, which would change some paths. The query is part of what is sent as it is.
+                WebSocketURI(secure, host, port, request.target.decode("ascii"), ""),
+                subprotocols=[Subprotocol(each) for each in subprotocols] or None,
+                max_size=self._max_message_bytes,
+                logger=_SILENT,
+            )
+            return _Connection(
+                protocol,
+                ping_interval=_PING_INTERVAL,
+                ping_timeout=self._timeouts.idle,
+                close_timeout=_CLOSE_TIMEOUT,
+                max_queue=_MAX_QUEUE,
+            )
+
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers if name != b"host"]
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                loop = asyncio.get_running_loop()
+                tls = self._tls_context() if secure else None
+                _, connection = await loop.create_connection(
+                    make, host, port, ssl=tls, server_hostname=host if secure else None
+                )
+            try:
+                async with asyncio.timeout(self._timeouts.header):
+                    await connection.handshake(headers, None)
+            except BaseException:
+                connection.transport.abort()
+                raise
+        except InvalidStatus:
+            raise
+        except TimeoutError as error:
+            raise _failure(exchange, error, UpstreamTimeout()) from None
+        except (OSError, WebSocketException) as error:
+            raise _failure(exchange, error, UpstreamError()) from None
+        connection.start_keepalive()
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            from .transport.tls import default_context
+
+            self._tls = default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    # Both directions
+
+    async def _converse(
+        self, connection: ClientConnection, first: asyncio.Future[Message], receive: Receive, exchange: Exchange
+    ) -> None:
+        claims = exchange.claims
+        up = asyncio.create_task(self._carry_up(first, receive, connection))
+        down = asyncio.create_task(self._carry_down(connection, exchange))
+        try:
+            try:
+                async with asyncio.timeout(None if claims is None else claims.exp - self._clock()):
+                    end = await _wait_for_end(up, down)
+            except TimeoutError:
+                end = _EXPIRED
+            exchange.error, exchange.cause = end.error, end.cause
+            await _cancel(up, down)
+            closing = [asyncio.create_task(_close_upstream(connection, end))]
+            if not end.by_client:
+                closing.append(asyncio.create_task(_close_client(exchange, end)))
+            await asyncio.wait(closing, timeout=2 * _CLOSE_TIMEOUT)
+            await _cancel(*closing)
+            exchange.complete = end.error is None
+        finally:
+            await _cancel(up, down)
+
+    async def _carry_up(self, first: asyncio.Future[Message], receive: Receive, connection: ClientConnection) -> _End | None:
+        """Pass the client's messages on; return how it ended, or None when the service takes no more."""
+        message = await first
+        while message["type"] != "websocket.disconnect":
+            text: str | None = message.get("text")
+            data: str | bytes = message.get("bytes") or b"" if text is None else text
+            if len(data) > self._max_message_bytes:
+                return _OVERSIZED
+            try:
+                await connection.send(data)
+            except ConnectionClosed:
+                return None
+            message = await receive()
+        code = message.get("code") or _NO_STATUS
+        if code == _ABNORMAL or (code == _NO_STATUS and "reason" not in message):
+            # The second is how uvicorn tells that the connection was lost; of a close frame it always tells a reason.
+            return _GONE
+        return _End(code, message.get("reason") or "", by_client=True)
+
+    async def _carry_down(self, connection: ClientConnection, exchange: Exchange) -> _End | None:
+        """Pass the service's messages on; return how it ended, or None when the client takes no more."""
+        while True:
+            try:
+                message = await connection.recv()
+            except ConnectionClosed as closed:
+                return _ended_by_service(closed)
+            try:
+                await exchange.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+            except (OSError, RuntimeError):
+                # OSError: ASGI 2.4, the client has gone. RuntimeError: uvicorn's, where it has closed the socket itself.
+                return None
+
+
+async def _wait_for_end(up: "asyncio.Task[_End | None]", down: "asyncio.Task[_End | None]") -> _End:
+    await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+    for task in (up, down):
+        if task.done() and (end := task.result()) is not None:
+            return end
+    # A side takes no more. How that came about is known to the one who reads from it.
+    if up.done():
+        await asyncio.wait((down,))  # which first delivers what the service has said last
+        return down.result() or _GONE
+    await asyncio.wait((up,), timeout=_CLOSE_TIMEOUT)
+    return (up.result() if up.done() else None) or _GONE
+
+
+def _ended_by_service(closed: ConnectionClosed) -> _End:
+    received, sent = closed.rcvd, closed.sent
+    if received is not None and (sent is None or closed.rcvd_then_sent):
+        return _End(_NORMAL if received.code in _UNSENDABLE else received.code, received.reason)
+    if sent is not None and sent.code == _TOO_BIG:
+        return _OVERSIZED
+    # Lost, silent, or no WebSocket any more. Why exactly is between us and the service.
+    return _End(_BAD_GATEWAY, "The AI service broke off.", error="response_interrupted", cause=type(closed).__name__)
+
+
+async def _accept(connection: ClientConnection, request: UpstreamRequest, handshake: Handshake, exchange: Exchange) -> None:
+    subprotocol: str | None = connection.subprotocol
+    if subprotocol is None and handshake.key_among_subprotocols and _REALTIME in handshake.subprotocols:
+        # Browsers give a socket up whose server selects none of the offered subprotocols, and a service need not select one
+        # where the key comes in a header.
+        subprotocol = _REALTIME
+    response = connection.response
+    headers = [] if response is None else _response_headers(response, request)
+    try:
+        await exchange.send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
+    except OSError:
+        raise ClientDisconnected from None
+
+
+def _raw_headers(response: Response) -> RawHeaders:
+    return [
+        # The library decodes as ISO-8859-1; before version 17, with surrogate escapes.
+        (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
+        for name, value in response.headers.raw_items()
+    ]
+
+
+def _response_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
+    return [
+        header
+        for header in answer_headers(_raw_headers(response), counted=request.counted)
+        if header[0] not in _NOT_ANSWERED and not header[0].startswith(b"sec-websocket-")
+    ]
+
+
+async def _relay_refusal(response: Response, request: UpstreamRequest, exchange: Exchange) -> None:
+    status = response.status_code
+    if status < 200:
+        raise UpstreamError
+    body = bytes(response.body or b"")
+    headers = _response_headers(response, request)
+    try:
+        await exchange.answer((status, [*headers, (b"content-length", b"%d" % len(body))], body))
+    except OSError:
+        raise ClientDisconnected from None
+
+
+def _failure(exchange: Exchange, cause: Exception, error: RequestError) -> RequestError:
+    exchange.cause = type(cause).__name__
+    return error
+
+
+async def _close_upstream(connection: ClientConnection, end: _End) -> None:
+    # What the service says meanwhile is read and dropped, as its part in closing comes after that.
+    draining = asyncio.create_task(_drain(connection))
+    try:
+        await _send_close(connection, end)
+    finally:
+        await _cancel(draining)
+
+
+async def _drain(connection: ClientConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.recv()
+
+
+async def _send_close(connection: ClientConnection, end: _End) -> None:
+    if not end.by_client:
+        await connection.close(_GOING_AWAY)
+    elif end.code in _UNSENDABLE:
+        await connection.close(None)  # type: ignore[arg-type]  # a close frame without a code, as the client's was
+    else:
+        await connection.close(end.code, end.reason)
+
+
+async def _close_client(exchange: Exchange, end: _End) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # as above
+        await exchange.send({"type": "websocket.close", "code": end.code, "reason": end.reason})
+
+
+async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
