@@ -1,20 +1,31 @@
-"""Which way a request takes: its path below the mount point."""
+"""ASGI: the path of a request below the mount point, headers as tuples, and a way to send without a task."""
 
+from collections.abc import Callable, Iterable
 from urllib.parse import quote, unquote
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
+
+from .http1.fields import RawHeaders
+
+_PAIR = frozenset({tuple})
 
 
-def is_endpoint(path: bytes) -> bool:
-    """Tell whether a path is one of our own endpoints'."""
-    return path.startswith(b"/api/v1/oauth/") or path in (b"/api/v1/ping", b"/api/v1/version", b"/api/v1/health")
+def as_pairs(headers: Iterable[Iterable[bytes]]) -> RawHeaders:
+    """
+    Return a scope's headers as a list of tuples.
+
+    ASGI promises iterables of two items only. Servers give a list of tuples, which is returned itself.
+    """
+    if type(headers) is list and _PAIR.issuperset(map(type, headers)):
+        return headers
+    return [(name, value) for name, value in headers]
 
 
 def route_path(scope: Scope) -> bytes:
     """
     Return the raw path of a request below the mount point of this app, without the query.
 
-    The raw path is what travels on byte for byte. Where a server gives none it is made from the decoded one.
+    The raw path is forwarded byte for byte. It is made from the decoded path where the server gives no raw one.
     """
     raw: bytes | None = scope.get("raw_path")
     raw = raw.partition(b"?")[0] if raw else quote(scope["path"], safe="/:@!$&'()*+,;=~").encode("ascii")
@@ -27,5 +38,37 @@ def route_path(scope: Scope) -> bytes:
         if end < 0:
             end = len(raw)
             break
-    # ASGI: root_path is a prefix of path; but some servers leave it out of it.
+    # ASGI: root_path is a prefix of path. Some servers leave it out of path.
     return raw[end:] or b"/" if unquote(raw[:end].decode("latin-1")) == root else raw
+
+
+class SynchronousSender:
+    """
+    Base class of a server's side of a request that can send without a task.
+
+    ASGI has no synchronous `send`. This package's own server has one (`serving.cycle.ResponseCycle`). It saves the wake-up of
+    the request's task for each streamed piece: 347 instead of 452 interpreted instructions.
+    """
+
+    __slots__ = ()
+
+    async def send(self, message: dict[str, object]) -> None:
+        """Send an ASGI message."""
+        raise NotImplementedError
+
+    def send_now(self, piece: bytes) -> bool:
+        """Send a piece of the body, not the last, if the client's socket takes it. Return whether it was sent."""
+        raise NotImplementedError
+
+
+def synchronous_send(send: Send) -> Callable[[bytes], bool] | None:
+    """
+    Return the `send_now` of the server to which `send` belongs, or None.
+
+    It is None where anything wraps the server's `send`: a wrapper must see every message. A proxy object around the server's
+    method has its attributes and compares equal to it, so the types are compared too.
+    """
+    server = getattr(send, "__self__", None)
+    if not isinstance(server, SynchronousSender) or type(send) is not type(server.send) or send != server.send:
+        return None
+    return server.send_now

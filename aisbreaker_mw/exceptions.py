@@ -33,7 +33,7 @@ A message is a fixed text that may be shown to anybody: no exception text, no up
 
 import math
 
-RawHeaders = list[tuple[bytes, bytes]]
+from .http1.fields import RawHeaders
 
 LONGEST_RETRY = 60.0
 """Seconds that a client's SDK should wait at most by itself; over that it is told not to retry."""

@@ -40,7 +40,7 @@ SHOWN = 25
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^():]+)(?::\d+)?\)$")
 # A stack belongs to the room of its innermost frame that is in one.
 _ROOMS = (
-    (re.compile(r"aisbreaker_mw/transport/"), "transport to the upstream"),
+    (re.compile(r"aisbreaker_mw/upstream/transport/"), "transport to the upstream"),
     (
         re.compile(r"aisbreaker_mw/(protocol|request_reader|response_cycle|served)\.py|uvicorn/protocols/"),
         "server: request in, answer out",

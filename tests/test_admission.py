@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from aisbreaker_mw import AIsBreakerMiddleware
-from aisbreaker_mw.admission import _LONGEST, Admission
+from aisbreaker_mw.admission import _MAX_KEY_BYTES, Admission
 
 from .support import RecordingUpstream, bearer, connect, mint, raw_exchange, serve, settings, towards
 
@@ -36,7 +36,7 @@ class Running:
 
     @property
     def remembered(self) -> list[Admission]:
-        return list(self._app._admissions._known.values())
+        return list(self._app._parts.relay.admissions._decisions.values())
 
     def ask(self, path: str, headers: dict[str, str]) -> httpx.Response:
         return httpx.post(self.base + path, headers=headers)
@@ -138,7 +138,7 @@ def test_what_a_body_decides_is_not_remembered(running: Running) -> None:
 
 def test_long_heads_and_refusals_are_not_remembered(running: Running) -> None:
     token = mint(running.base, ("chat:openai.com", "sk-1"))
-    long = "a" * _LONGEST
+    long = "a" * _MAX_KEY_BYTES
     assert running.ask(f"{CHAT}?x={long}", bearer(token)).status_code == 200
     assert running.ask(f"{CHAT}?key={long}", bearer(token)).status_code == 200
     assert running.ask(CHAT, {**bearer(token), "x-api-key": long}).status_code == 200
@@ -148,7 +148,7 @@ def test_long_heads_and_refusals_are_not_remembered(running: Running) -> None:
 
 
 def test_what_is_remembered_is_bounded(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aisbreaker_mw.admission._MOST", 5)
+    monkeypatch.setattr("aisbreaker_mw.admission._MAX_DECISIONS", 5)
     token = mint(running.base, ("chat:openai.com", "sk-1"))
     for number in range(20):
         assert running.ask(f"{CHAT}?n={number}", bearer(token)).status_code == 200

@@ -19,7 +19,7 @@ from aisbreaker_mw.client.body import RequestBody
 from aisbreaker_mw.credentials.aws import SignatureStrategy
 from aisbreaker_mw.exceptions import ConfigurationError
 from aisbreaker_mw.services.catalog import ServiceCatalog
-from aisbreaker_mw.upstream.proxy import UpstreamRequest
+from aisbreaker_mw.upstream.request import UpstreamRequest
 
 from .support import KEY, Recorded, RecordingUpstream, bearer, mint, ok, proxy, serve, settings
 

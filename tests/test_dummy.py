@@ -15,7 +15,7 @@ import openai
 import pytest
 from starlette.types import Message
 
-from aisbreaker_mw.services.dummy import MAX_BODY_BYTES, MODELS, DummyService
+from aisbreaker_mw.services.dummy import MAX_CHAT_BYTES, MODELS, DummyService
 
 from .support import serve
 
@@ -243,7 +243,7 @@ def test_other_methods_and_paths(base_url: str, method: str, path: str, status: 
 
 
 def test_a_body_that_is_too_large_is_413(base_url: str) -> None:
-    assert httpx.post(base_url + CHAT, content=b" " * (MAX_BODY_BYTES + 1)).status_code == 413
+    assert httpx.post(base_url + CHAT, content=b" " * (MAX_CHAT_BYTES + 1)).status_code == 413
 
 
 def test_the_sdk_raises_its_own_exceptions(client: openai.OpenAI) -> None:

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 from starlette.types import Message, Receive
 
 from aisbreaker_mw.client.body import RequestBody
-from aisbreaker_mw.endpoints.endpoints import MAX_TOKEN_REQUEST_BYTES, TokenEndpoint, health, ping, require_method, show_version
+from aisbreaker_mw.endpoints.endpoints import health, ping, require_method, show_version
+from aisbreaker_mw.endpoints.token import MAX_TOKEN_REQUEST_BYTES, MintingPolicy, TokenEndpoint
 from aisbreaker_mw.exceptions import (
     ClientDisconnected,
     InvalidClient,
@@ -35,10 +36,7 @@ REQUEST: dict[str, Any] = {
 def endpoint(mode: str = "open", secret: str | None = None) -> TokenEndpoint:
     return TokenEndpoint(
         SEALER,
-        mode=mode,
-        secret=None if secret is None else SecretStr(secret),
-        default_lifetime=7200,
-        max_lifetime=86_400,
+        MintingPolicy(mode, None if secret is None else SecretStr(secret), default_lifetime=7200, max_lifetime=86_400),
         clock=lambda: NOW,
     )
 
@@ -208,9 +206,9 @@ def test_health_is_good_while_the_process_serves(storage: str) -> None:
 
 
 def test_methods() -> None:
-    require_method("GET", "GET", "HEAD")
+    require_method({"method": "GET"}, "GET", "HEAD")
     for method in ("POST", "get", "", "OPTIONS"):
         with pytest.raises(MethodNotAllowed) as caught:
-            require_method(method, "GET", "HEAD")
+            require_method({"method": method}, "GET", "HEAD")
         assert isinstance(caught.value, RequestError)
         assert caught.value.headers == [(b"allow", b"GET, HEAD")]

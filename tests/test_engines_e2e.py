@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aisbreaker_mw.client.body
 import httpx
 import pytest
 
+import aisbreaker_mw.services.engine_reader
 from aisbreaker_mw.services.engines import LARGE_BODY_BYTES, read_engine
 from aisbreaker_mw.services.json_outline import LONG_STRING, MAX_OUTLINE_BYTES, outline
 
@@ -228,7 +228,7 @@ def test_beyond_the_bound_is_413_that_says_why(client: Client, declared: bool) -
     content = body if declared else iter([body[: 1 << 20], body[1 << 20 :]])
     status, sent = client.ask(content=content, headers={"content-type": "application/json"})
     assert (status, sent) == (413, None)
-    assert json.loads(client.text)["error"]["message"] == aisbreaker_mw.client.body._SCAN_TOO_LARGE
+    assert json.loads(client.text)["error"]["message"] == aisbreaker_mw.services.engine_reader._TOO_LARGE
 
 
 def test_tokens_without_engines_have_no_such_bound(client: Client) -> None:
@@ -297,7 +297,7 @@ def test_large_bodies_are_read_in_a_thread(
         names.append(threading.current_thread().name)
         return read_engine(*arguments, **options)
 
-    monkeypatch.setattr(aisbreaker_mw.client.body, "read_engine", read)
+    monkeypatch.setattr(aisbreaker_mw.services.engine_reader, "read_engine", read)
     body = json.dumps({"x": "y" * size, "model": "gpt-4o-mini"}).encode()
     headers = {"content-encoding": encoding} if encoding else {}
     assert client.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
 from aisbreaker_mw.client.exchange import Exchange
-from aisbreaker_mw.client.responses import json_answer
+from aisbreaker_mw.client.responses import json_response
 from aisbreaker_mw.exceptions import InvalidToken, RequestError, UpstreamError
 from aisbreaker_mw.serving.cycle import ResponseCycle
 from aisbreaker_mw.tokens.claims import RequestQuotas, ServiceSecret, TokenClaims
@@ -42,7 +42,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Any:
 
 async def test_an_answer_is_sent_as_it_is() -> None:
     one, sent = exchange()
-    await one.answer(json_answer(200, {"a": 1}))
+    await one.respond(json_response(200, {"a": 1}))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"7")]
     assert sent == [
         {"type": "http.response.start", "status": 200, "headers": headers},
@@ -53,7 +53,7 @@ async def test_an_answer_is_sent_as_it_is() -> None:
 
 async def test_head_has_the_headers_alone() -> None:
     one, sent = exchange("HEAD")
-    await one.answer(json_answer(200, {"a": 1}))
+    await one.respond(json_response(200, {"a": 1}))
     assert (b"content-length", b"7") in sent[0]["headers"]
     assert sent[1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -188,7 +188,7 @@ def served() -> tuple[Exchange, ResponseCycle, Server]:
 
 async def test_a_piece_is_written_at_once_where_nothing_hinders_it() -> None:
     one, _, server = served()
-    write = one.writer_at_once()
+    write = one.synchronous_writer()
     assert write is not None
     assert not write(b"too early")
     await one.begin(200, [])
@@ -207,7 +207,7 @@ async def test_a_piece_is_written_at_once_where_nothing_hinders_it() -> None:
 
 async def test_nothing_is_written_at_once_to_a_client_that_left() -> None:
     one, cycle, _ = served()
-    write = one.writer_at_once()
+    write = one.synchronous_writer()
     assert write is not None
     await one.begin(200, [])
     cycle.disconnect()
@@ -241,7 +241,7 @@ async def test_nothing_passes_by_what_is_between_the_server_and_here() -> None:
     async def send(message: Message) -> None:
         await cycle.send(message)
 
-    assert one.writer_at_once() is not None
-    assert Exchange(cycle.scope, send).writer_at_once() is None
-    assert Exchange(cycle.scope, Proxied(cycle.send)).writer_at_once() is None
-    assert exchange()[0].writer_at_once() is None
+    assert one.synchronous_writer() is not None
+    assert Exchange(cycle.scope, send).synchronous_writer() is None
+    assert Exchange(cycle.scope, Proxied(cycle.send)).synchronous_writer() is None
+    assert exchange()[0].synchronous_writer() is None

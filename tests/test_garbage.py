@@ -20,20 +20,20 @@ from aisbreaker_mw.serving.cycle import ResponseCycle
 from aisbreaker_mw.serving.http_protocol import HTTPProtocol
 from aisbreaker_mw.serving.request_head import ChunkedDecoder
 from aisbreaker_mw.upstream.transport import stream as upstream_exchange
-from aisbreaker_mw.upstream.transport.answer import AnswerReader
 from aisbreaker_mw.upstream.transport.request import OutgoingRequest
+from aisbreaker_mw.upstream.transport.response import ResponseReader
 
 from .support import WAIT, Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange, wait_until
 
 OF_A_REQUEST = (
-    AnswerReader,
+    ResponseReader,
     ChunkedDecoder,
     Exchange,
     HTTPProtocol,
     OutgoingRequest,
     RequestBody,
     ResponseCycle,
-    upstream_exchange.Exchange,
+    upstream_exchange.ResponseStream,
 )
 BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n"
 TIMES = 10

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from aisbreaker_mw import AIsBreakerMiddleware, TokenClaims, create_app
 from aisbreaker_mw.asgi import route_path
+from aisbreaker_mw.tokens.sealer import TokenSealer
 
 from .support import RecordingUpstream, bearer, mint, proxy, serve, settings, towards
 
@@ -167,7 +168,7 @@ async def test_the_scope_is_never_changed() -> None:
     from aisbreaker_mw import RequestQuotas, ServiceSecret
 
     claims = TokenClaims("j" * 22, 0, 2**40, RequestQuotas(), (ServiceSecret("chat:openai.com", SecretStr("sk-1")),))
-    token = sealed._sealer.seal(claims, "h")
+    token = TokenSealer(settings().keyring()).seal(claims, "h")
     headers = [(b"host", b"h"), (b"authorization", f"Bearer {token}".encode())]
     scope = {"type": "http", "method": "GET", "path": "/foo", "raw_path": b"/foo", "headers": headers, "query_string": b""}
     before = {**scope, "headers": list(headers)}

@@ -12,7 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from aisbreaker_mw import RequestQuotas, ServiceSecret, TokenClaims, create_app
-from aisbreaker_mw.upstream.proxy import DISCONNECT_CHECK
+from aisbreaker_mw.tokens.sealer import TokenSealer
+from aisbreaker_mw.upstream.watch import DISCONNECT_CHECK
 
 from .support import (
     WAIT,
@@ -224,7 +225,7 @@ async def test_a_body_of_another_length_than_told_is_the_clients_mistake(transpo
 
     app = create_app(settings(upstream={"transport": transport}, services={"openai": {"base_url": "http://127.0.0.1:1"}}))
     secret = ServiceSecret("chat:openai.com", SecretStr("sk-1"))
-    token = app._sealer.seal(TokenClaims("j" * 22, 0, 2**40, RequestQuotas(), (secret,)), "a")
+    token = TokenSealer(settings().keyring()).seal(TokenClaims("j" * 22, 0, 2**40, RequestQuotas(), (secret,)), "a")
     headers = [(b"host", b"a"), (b"authorization", b"Bearer " + token.encode()), (b"content-length", b"5")]
     scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "headers": headers}
     await app(scope, receive, send)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aisbreaker_mw import exceptions
-from aisbreaker_mw.client.responses import error_answer, json_answer, rate_limit_headers
+from aisbreaker_mw.client.responses import error_response, json_response
 from aisbreaker_mw.exceptions import (
     ConfigurationError,
     CredentialUnsupported,
@@ -38,6 +38,7 @@ from aisbreaker_mw.exceptions import (
     UpstreamTimeout,
 )
 from aisbreaker_mw.quotas import Decision
+from aisbreaker_mw.quotas.gate import rate_limit_headers
 from aisbreaker_mw.tokens.sealer import EXPIRED
 
 REQUEST_ID = "req_0123456789abcdef"
@@ -115,7 +116,7 @@ def received(answer: tuple[int, list[tuple[bytes, bytes]], bytes]) -> tuple[int,
 def test_openais_sdk_reads_it(
     error: RequestError, status: int, code: str, openai: str, anthropic: str, google: str, headers: dict[str, str]
 ) -> None:
-    assert received(error_answer(error, "openai", REQUEST_ID)) == (
+    assert received(error_response(error, "openai", REQUEST_ID)) == (
         status,
         {"x-request-id": REQUEST_ID, **headers},
         {"error": {"message": error.message, "type": openai, "param": None, "code": code}},
@@ -126,7 +127,7 @@ def test_openais_sdk_reads_it(
 def test_anthropics_sdk_reads_it(
     error: RequestError, status: int, code: str, openai: str, anthropic: str, google: str, headers: dict[str, str]
 ) -> None:
-    assert received(error_answer(error, "anthropic", REQUEST_ID)) == (
+    assert received(error_response(error, "anthropic", REQUEST_ID)) == (
         status,
         {"request-id": REQUEST_ID, **headers},
         {"type": "error", "error": {"type": anthropic, "message": error.message}, "request_id": REQUEST_ID},
@@ -137,7 +138,7 @@ def test_anthropics_sdk_reads_it(
 def test_googles_sdk_reads_it(
     error: RequestError, status: int, code: str, openai: str, anthropic: str, google: str, headers: dict[str, str]
 ) -> None:
-    assert received(error_answer(error, "google", REQUEST_ID)) == (
+    assert received(error_response(error, "google", REQUEST_ID)) == (
         status,
         {"x-request-id": REQUEST_ID, **headers},
         {"error": {"code": status, "message": error.message, "status": google}},
@@ -172,7 +173,7 @@ def test_messages_are_one_line_of_ascii_that_may_stand_in_a_header(row: tuple[An
 
 def test_a_message_and_a_field_of_ones_own() -> None:
     error = InvalidRequest("a.b: is required.", param="a.b")
-    _, _, content = received(error_answer(error, "openai", REQUEST_ID))
+    _, _, content = received(error_response(error, "openai", REQUEST_ID))
     assert content["error"] == {
         "message": "a.b: is required.",
         "type": "invalid_request_error",
@@ -202,7 +203,7 @@ def test_a_message_and_a_field_of_ones_own() -> None:
     ],
 )
 def test_when_to_retry(kind: Any, retry_after: float, seconds: str, milliseconds: str, by_itself: bool) -> None:
-    _, headers, _ = received(error_answer(kind(retry_after=retry_after), "openai", REQUEST_ID))
+    _, headers, _ = received(error_response(kind(retry_after=retry_after), "openai", REQUEST_ID))
     del headers["x-request-id"]
     expected = {"retry-after": seconds, "retry-after-ms": milliseconds}
     assert headers == (expected if by_itself else {**expected, "x-should-retry": "false"})
@@ -210,7 +211,7 @@ def test_when_to_retry(kind: Any, retry_after: float, seconds: str, milliseconds
 
 @given(st.integers(1, 10**9).map(lambda microseconds: microseconds / 1e6))
 def test_nobody_is_called_back_too_early(retry_after: float) -> None:
-    _, headers, _ = received(error_answer(RateLimitExceeded(retry_after=retry_after), "openai", REQUEST_ID))
+    _, headers, _ = received(error_response(RateLimitExceeded(retry_after=retry_after), "openai", REQUEST_ID))
     assert retry_after <= int(headers["retry-after"]) < retry_after + 1
     assert retry_after * 1000 <= int(headers["retry-after-ms"]) < retry_after * 1000 + 1
 
@@ -219,7 +220,7 @@ def test_nobody_is_called_back_too_early(retry_after: float) -> None:
 
 
 def test_a_json_answer() -> None:
-    status, headers, body = json_answer(200, {"a": "é", "b": [1, None]}, [(b"cache-control", b"no-store")])
+    status, headers, body = json_response(200, {"a": "é", "b": [1, None]}, [(b"cache-control", b"no-store")])
     assert (status, body) == (200, '{"a":"é","b":[1,null]}'.encode())
     assert headers == [(b"content-type", b"application/json"), (b"content-length", b"23"), (b"cache-control", b"no-store")]
 

@@ -17,16 +17,17 @@ from aisbreaker_mw import create_app
 from aisbreaker_mw.client.address import ClientIdentifier
 from aisbreaker_mw.client.body import RequestBody
 from aisbreaker_mw.client.exchange import Exchange
-from aisbreaker_mw.credentials.carriers import Credential
+from aisbreaker_mw.credentials.carriers import PresentedCredential
 from aisbreaker_mw.exceptions import ConfigurationError, InvalidRequest, RequestError
 from aisbreaker_mw.http1.heads import MalformedHead
 from aisbreaker_mw.quotas import QuotaLimiter
 from aisbreaker_mw.services.catalog import ServiceCatalog
 from aisbreaker_mw.serving.request_head import Limits, RequestHead
 from aisbreaker_mw.telemetry.logs import JSONFormatter, TextFormatter
-from aisbreaker_mw.upstream.proxy import UpstreamProxy, UpstreamRequest
-from aisbreaker_mw.upstream.transport.answer import AnswerReader
+from aisbreaker_mw.upstream import proxy as upstream_proxy
+from aisbreaker_mw.upstream.request import UpstreamRequest
 from aisbreaker_mw.upstream.transport.request import OutgoingRequest
+from aisbreaker_mw.upstream.transport.response import ResponseReader
 
 from .support import RecordingUpstream, bearer, connect, mint, ok, serve, settings, towards, wait_until
 
@@ -153,7 +154,7 @@ def test_the_secret_is_nowhere_but_upstream(log: io.StringIO, capfd: pytest.Capt
 
 
 def read_answer(data: bytes) -> None:
-    AnswerReader(True).receive(data)
+    ResponseReader(True).receive(data)
 
 
 def frame_body() -> None:
@@ -171,7 +172,7 @@ def fail(cause: Exception) -> None:
     try:
         raise cause
     except Exception as error:
-        UpstreamProxy._fail(Exchange(SCOPE, None), error, RequestError)  # type: ignore[arg-type]
+        upstream_proxy._fail(Exchange(SCOPE, None), error)  # type: ignore[arg-type]
 
 
 HIDDEN: dict[str, tuple[Callable[[], object], type[Exception], type[Exception]]] = {
@@ -224,5 +225,5 @@ def test_what_an_error_hides_stays_hidden(
 def test_no_repr_shows_a_credential() -> None:
     held = [(b"authorization", b"Bearer " + SENTINEL.encode())]
     request = UpstreamRequest("GET", ("http", "a", 80), b"/?key=" + SENTINEL.encode(), held)
-    for shown in (request, Credential(SENTINEL, False), OutgoingRequest("GET", b"/", held, SENTINEL.encode())):
+    for shown in (request, PresentedCredential(SENTINEL, False), OutgoingRequest("GET", b"/", held, SENTINEL.encode())):
         assert SENTINEL not in f"{shown!r} {shown}"

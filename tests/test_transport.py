@@ -451,7 +451,7 @@ class Taker:
 
     async def read(self, response: httpx.Response) -> bytes:
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream.take_at_once = self  # type: ignore[attr-defined]
+        response.stream.write_now = self  # type: ignore[attr-defined]
         try:
             async for piece in response.stream:
                 if self.refused:
@@ -1182,7 +1182,7 @@ async def test_a_connection_that_is_made_after_closing_is_dropped(
 ) -> None:
     go = asyncio.Event()
 
-    async def resolve(host: str, port: int) -> list[dialing.Address]:
+    async def resolve(host: str, port: int) -> list[dialing.AddressInfo]:
         await go.wait()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
@@ -1349,7 +1349,7 @@ async def test_of_two_addresses_that_answer_one_is_used(
     open_one = dialing._open
     both = asyncio.Barrier(2)
 
-    async def open_two(address: dialing.Address) -> socket.socket:
+    async def open_two(address: dialing.AddressInfo) -> socket.socket:
         opened = await open_one(address)
         await both.wait()
         return opened
@@ -1364,7 +1364,7 @@ async def test_of_two_addresses_that_answer_one_is_used(
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    async def resolve(host: str, port: int) -> list[dialing.Address]:
+    async def resolve(host: str, port: int) -> list[dialing.AddressInfo]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(dialing, "resolve", resolve)
@@ -1373,7 +1373,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 async def test_the_families_of_addresses_take_turns(monkeypatch: pytest.MonkeyPatch, anyio_backend: object) -> None:
     six, four = (socket.AF_INET6, 1, 6, "", "six"), (socket.AF_INET, 1, 6, "", "four")
 
-    async def getaddrinfo(*args: object, **options: object) -> list[dialing.Address]:
+    async def getaddrinfo(*args: object, **options: object) -> list[dialing.AddressInfo]:
         return [six, six, six, four]
 
     class Loop:

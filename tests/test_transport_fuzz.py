@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from aisbreaker_mw.upstream.transport import HTTPTransport
-from aisbreaker_mw.upstream.transport.answer import COMPLETE, AnswerReader
+from aisbreaker_mw.upstream.transport.response import COMPLETE, ResponseReader
 
 from .test_transport import FINE, anyio_backend, fetch, native_only, stack, timeouts
 from .upstreams import BROKEN, LEFTOVER, MALFORMED, WHOLE, Answer, Peer, Upstream
@@ -126,7 +126,7 @@ def second_opinion(item: Sent) -> Opinion:
 @bounded
 @given(sent())
 def test_the_reader_agrees_with_h11(item: Sent) -> None:
-    reader = AnswerReader(item.method != "HEAD")
+    reader = ResponseReader(item.method != "HEAD")
     error = False
     try:
         for piece in item.pieces:
@@ -150,7 +150,7 @@ def test_the_reader_agrees_with_h11(item: Sent) -> None:
 def test_pieces_make_no_difference(item: Sent) -> None:
     outcomes = []
     for pieces in (item.pieces, [item.raw], [item.raw[index : index + 1] for index in range(len(item.raw))]):
-        reader = AnswerReader(item.method != "HEAD")
+        reader = ResponseReader(item.method != "HEAD")
         try:
             for piece in filter(None, pieces):
                 reader.receive(piece)

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from aisbreaker_mw.upstream.transport.answer import COMPLETE, AnswerReader
 from aisbreaker_mw.upstream.transport.request import OutgoingRequest
+from aisbreaker_mw.upstream.transport.response import COMPLETE, ResponseReader
 
 from .upstreams import BROKEN, LEFTOVER, MALFORMED, OK, WHOLE, Answer
 
@@ -12,8 +12,8 @@ READ = 32_768
 """Bytes that a connection reads at most at a time."""
 
 
-def read(answer: Answer, pieces: list[bytes]) -> AnswerReader:
-    reader = AnswerReader(answer.method != "HEAD")
+def read(answer: Answer, pieces: list[bytes]) -> ResponseReader:
+    reader = ResponseReader(answer.method != "HEAD")
     for piece in pieces:
         if piece:
             reader.receive(piece)

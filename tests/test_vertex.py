@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from aisbreaker_mw import AIsBreakerMiddleware
-from aisbreaker_mw.credentials.google_cloud import PREFIX, GoogleCloudStrategy
+from aisbreaker_mw.credentials.google_cloud import ACCOUNT_PREFIX, GoogleCloudStrategy
 
 from .support import WAIT, Recorded, RecordingUpstream, bearer, mint, ok, serve, settings, wait_until
 
@@ -34,7 +34,7 @@ USER = {
 
 
 def encoded(account: Any) -> str:
-    return PREFIX + base64.b64encode(json.dumps(account).encode()).decode()
+    return ACCOUNT_PREFIX + base64.b64encode(json.dumps(account).encode()).decode()
 
 
 class Clock:
@@ -261,10 +261,10 @@ def test_no_other_token_endpoint_is_ever_asked(google: Google, kind: str, caplog
 @pytest.mark.parametrize(
     "secret",
     [
-        PREFIX,
-        PREFIX + "!!!",
-        PREFIX + base64.b64encode(b"no json").decode(),
-        PREFIX + base64.b64encode(b"[" * 3000).decode(),
+        ACCOUNT_PREFIX,
+        ACCOUNT_PREFIX + "!!!",
+        ACCOUNT_PREFIX + base64.b64encode(b"no json").decode(),
+        ACCOUNT_PREFIX + base64.b64encode(b"[" * 3000).decode(),
         encoded([]),
         encoded({"type": ["service_account"]}),
         encoded({"type": "service_account"}),
@@ -273,7 +273,7 @@ def test_no_other_token_endpoint_is_ever_asked(google: Google, kind: str, caplog
         encoded({"type": "service_account", "client_email": "e", "private_key": "no key"}),
         encoded({"type": "service_account", "client_email": "e", "private_key": PEM[:200]}),
     ],
-    ids=lambda secret: secret[len(PREFIX) :][:30] or "nothing",
+    ids=lambda secret: secret[len(ACCOUNT_PREFIX) :][:30] or "nothing",
 )
 def test_what_is_no_account(google: Google, secret: str) -> None:
     assert google.ask(secret).status_code == 502
@@ -319,7 +319,7 @@ async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
         return httpx.MockTransport(lambda _: httpx.Response(200, json={"access_token": "t", "expires_in": 3600}))
 
     from aisbreaker_mw.client.body import RequestBody
-    from aisbreaker_mw.upstream.proxy import UpstreamRequest
+    from aisbreaker_mw.upstream.request import UpstreamRequest
 
     strategy = GoogleCloudStrategy(transport, token_url="https://x.example/token", clock=Clock(), max_entries=3)
     request = UpstreamRequest("GET", ("https", "x", 443), b"/", [])

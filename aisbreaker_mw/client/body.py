@@ -1,6 +1,5 @@
 """The body of the client's request: streamed, bounded, and read only where a token names engines."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -8,15 +7,12 @@ import httpx
 from starlette.types import Message, Receive, Scope
 
 from ..exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError
-from ..http1.fields import RawHeaders, get, get_all
 from ..http1.heads import MalformedHead, read_length
-from ..services.engines import LARGE_BODY_BYTES, read_engine, read_query_engine
 
 _PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
 SHORT_BODY = 16 * 1024
 """Bytes up to which a body is collected before a connection to its service is taken: it fits into one write, and a client that
 sends it slowly holds no connection meanwhile."""
-_SCAN_TOO_LARGE = "The token names models, and this body is too large to read its model from."
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -189,35 +185,3 @@ class RequestBody(httpx.AsyncByteStream):
             self._kept = None
         else:
             self._kept += piece
-
-
-async def find_engine(source: str, headers: RawHeaders, query: bytes, body: RequestBody, limit: int) -> str:
-    """
-    Return the engine that a request names outside its path; "" where it names none.
-
-    Args:
-        source: where it stands (`RouteMatch.engine_source`).
-        headers: of the request, names in lower case.
-        query: raw.
-        body: it is collected, and can still be streamed.
-        limit: bytes of the body, also of the uncompressed one.
-
-    Raises:
-        InvalidRequest: the engine can't be told for certain.
-        PayloadTooLarge: the body is over the limit.
-        ClientDisconnected: the client went away.
-    """
-    if source.startswith("query:"):
-        return read_query_engine(source, query)
-    if body.exhausted:
-        return ""
-    if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
-        raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
-    if int(get(headers, b"content-length") or 0) > limit:
-        raise PayloadTooLarge(_SCAN_TOO_LARGE)
-    data = await body.collect(limit, lambda: PayloadTooLarge(_SCAN_TOO_LARGE))
-    content_type = (get(headers, b"content-type") or b"").decode("latin-1")
-    content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
-    if content_encoding or len(data) > LARGE_BODY_BYTES:
-        return await asyncio.to_thread(read_engine, source, data, content_type, content_encoding, limit=limit)
-    return read_engine(source, data, content_type, content_encoding, limit=limit)

@@ -6,13 +6,14 @@ from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from ..exceptions import ClientDisconnected, RawHeaders, RequestError, ResponseInterrupted
-from ..serving.cycle import ResponseCycle
+from ..asgi import synchronous_send
+from ..exceptions import ClientDisconnected, RequestError, ResponseInterrupted
+from ..http1.fields import RawHeaders
 from ..telemetry.logs import ACCESS_LOGGER, LogFields, describe_crash
 from ..tokens.claims import TokenClaims
-from .responses import Answer, Dialect, error_answer
+from .responses import Dialect, Response, error_response
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 _crashes = logging.getLogger("aisbreaker_mw")
@@ -108,37 +109,34 @@ class Exchange:
         self.complete = not more_body
         return self._send({"type": "http.response.body", "body": piece, "more_body": more_body})
 
-    def writer_at_once(self) -> Callable[[bytes], bool] | None:
+    def synchronous_writer(self) -> Callable[[bytes], bool] | None:
         """
-        Return what sends a piece of the answer's body, not the last, if nothing has to be waited for, and says whether it did.
+        Return a function that does `write(piece, more_body=True)` without a task, or None where the server has none.
 
-        ASGI has no way to send without a task. This package's server has one, where nothing is between it and here; else: None.
+        It returns False, and has sent nothing, where the client's socket takes no more at the moment.
         """
-        send = self._send
-        server = getattr(send, "__self__", None)
-        # A proxy around the server's `send` has its attributes, and is equal to it. Its type is its own.
-        if not isinstance(server, ResponseCycle) or type(send) is not type(server.send) or send != server.send:
+        send_now = synchronous_send(self._send)
+        if send_now is None:
             return None
-        send_at_once = server.send_at_once
 
-        def write_at_once(piece: bytes) -> bool:
-            if not send_at_once(piece):
+        def write_now(piece: bytes) -> bool:
+            if not send_now(piece):
                 return False
             self.sent_bytes += len(piece)
             return True
 
-        return write_at_once
+        return write_now
 
-    async def answer(self, answer: Answer) -> None:
+    async def respond(self, response: Response) -> None:
         """Send a whole answer."""
-        status, headers, body = answer
+        status, headers, body = response
         await self.begin(status, headers)
         await self.write(b"" if self._method == "HEAD" else body, more_body=False)
 
     async def refuse(self, error: RequestError) -> None:
-        """Answer with an error."""
+        """Response with an error."""
         self.error = error.code
-        await self.answer(error_answer(error, self.dialect, self.request_id))
+        await self.respond(error_response(error, self.dialect, self.request_id))
 
     def log(self) -> None:
         """Write the request's line."""
@@ -211,5 +209,15 @@ async def conclude(exchange: Exchange, work: Awaitable[None]) -> None:
         if exchange.status is not None:
             raise ResponseInterrupted("the request failed after its answer had begun") from None
         await exchange.refuse(RequestError())
+    finally:
+        exchange.log()
+
+
+async def refuse(scope: Scope, receive: Receive, exchange: Exchange, error: RequestError) -> None:
+    """Answer a request, or a WebSocket's handshake, with an error, and log the exchange."""
+    try:
+        if scope["type"] == "websocket":
+            await receive()  # websocket.connect
+        await exchange.refuse(error)
     finally:
         exchange.log()

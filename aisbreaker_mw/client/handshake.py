@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..exceptions import InvalidRequest
 from ..http1.fields import RawHeaders, get
-from ..tokens.sealer import PREFIX
+from ..tokens.sealer import TOKEN_PREFIX
 
 __all__ = ["Handshake", "from_allowed_page", "read_handshake"]
 
@@ -52,7 +52,7 @@ def read_handshake(headers: RawHeaders) -> Handshake:
                 if not _TOKEN.fullmatch(subprotocol):
                     raise InvalidRequest("The Sec-WebSocket-Protocol header is malformed.")
                 key = subprotocol.removeprefix(_KEY_SUBPROTOCOL)
-                if key != subprotocol or key.startswith(PREFIX):
+                if key != subprotocol or key.startswith(TOKEN_PREFIX):
                     keys.append((b"authorization", b"Bearer " + key.encode("ascii")))
                 else:
                     subprotocols.append(subprotocol)

@@ -1,15 +1,14 @@
-"""Our own answers: JSON, and errors in the shape that the caller's SDK parses."""
+"""Responses of this server itself: JSON, and errors in the shape that the client's SDK parses."""
 
-import math
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from ..exceptions import RawHeaders, RequestError
-from ..quotas import Decision
+from ..exceptions import RequestError
+from ..http1.fields import RawHeaders
 
 Dialect: TypeAlias = Literal["openai", "anthropic", "google"]
+"""The family of SDKs whose error shape a response has."""
 
 # https://platform.openai.com/docs/guides/error-codes
 _OPENAI_TYPES = {
@@ -57,11 +56,11 @@ _GOOGLE_STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 
-Answer: TypeAlias = tuple[int, RawHeaders, bytes]
+Response: TypeAlias = tuple[int, RawHeaders, bytes]
 """Status, headers and body of a whole answer."""
 
 
-def json_answer(status: int, content: Any, headers: RawHeaders | None = None) -> Answer:
+def json_response(status: int, content: Any, headers: RawHeaders | None = None) -> Response:
     """Return an answer with `content` as its JSON body."""
     body = orjson.dumps(content)
     return (
@@ -75,7 +74,7 @@ def json_answer(status: int, content: Any, headers: RawHeaders | None = None) ->
     )
 
 
-def error_answer(error: RequestError, dialect: Dialect, request_id: str) -> Answer:
+def error_response(error: RequestError, dialect: Dialect, request_id: str) -> Response:
     """
     Return the answer that tells an error, in the dialect of one family of SDKs.
 
@@ -102,26 +101,4 @@ def error_answer(error: RequestError, dialect: Dialect, request_id: str) -> Answ
         case "openai":
             kind = _OPENAI_TYPES.get(status, "server_error")
             content = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
-    return json_answer(status, content, [(id_header, request_id.encode("ascii")), *error.headers])
-
-
-RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
-_WINDOW_NAMES = {60: "minute", 3600: "hour", 86_400: "day"}
-
-
-def rate_limit_headers(decision: Decision) -> RawHeaders:
-    """
-    Return the headers that tell the window nearest its limit (draft-ietf-httpapi-ratelimit-headers-10):
-
-        RateLimit-Policy: "token-client-minute";q=60;w=60
-        RateLimit: "token-client-minute";r=59;t=42
-    """
-    name, policy = _policy(decision.policy, decision.limit, decision.window)
-    state = b"%b;r=%d;t=%d" % (name, decision.remaining, math.ceil(decision.reset_after))
-    return [(b"ratelimit-policy", policy), (b"ratelimit", state)]
-
-
-@lru_cache(maxsize=4096)
-def _policy(policy: str, limit: int, window: int) -> tuple[bytes, bytes]:
-    name = f'"{policy}-{_WINDOW_NAMES.get(window, f"{window}s")}"'.encode("ascii")
-    return name, b"%b;q=%d;w=%d" % (name, limit, window)
+    return json_response(status, content, [(id_header, request_id.encode("ascii")), *error.headers])

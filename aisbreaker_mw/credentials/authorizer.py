@@ -8,7 +8,7 @@ client and the body can be sent again.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httpx
 
@@ -17,16 +17,36 @@ from ..exceptions import UpstreamCredentialRejected
 from ..http1.fields import RawHeaders
 from ..services.service import CredentialStyle
 from ..tokens.claims import ServiceSecret
-from ..upstream.proxy import UpstreamRequest
+from ..upstream.request import UpstreamRequest
 from .aws import SignatureStrategy
 from .carriers import replace_query_keys, reveal
 from .google_cloud import GoogleCloudStrategy
 from .rotation import Rotation, Turn
 
-__all__ = ["REPLAYED_BODY_BYTES", "Authorizer", "CredentialStrategy"]
+__all__ = ["REPLAYED_BODY_BYTES", "Authorizer", "CredentialStrategy", "SecretInUse"]
 
 REPLAYED_BODY_BYTES = 1 << 20
-"""Of a body that is kept to be sent again with another secret; a longer one has one try."""
+"""Largest body, in bytes, kept for a retry."""
+
+
+class SecretInUse(NamedTuple):
+    """
+    What a credential is made of. Its repr shows no secret.
+
+    Attributes:
+        secret: the token's secret for the service.
+        style: how the service wants its credential.
+        token: the presented token.
+        jti: identifier of the token.
+    """
+
+    secret: ServiceSecret
+    style: CredentialStyle
+    token: str
+    jti: str
+
+    def __repr__(self) -> str:
+        return f"SecretInUse(style={self.style!r}, jti={self.jti!r})"
 
 
 class CredentialStrategy(Protocol):
@@ -93,37 +113,26 @@ class Authorizer:
         self._strategies: dict[CredentialStyle, CredentialStrategy] = {}
         self._rotation = Rotation(clock)
 
-    async def authorize(
-        self,
-        request: UpstreamRequest,
-        body: RequestBody,
-        style: CredentialStyle,
-        secret: ServiceSecret,
-        *,
-        token: str,
-        jti: str,
-    ) -> UpstreamRequest:
+    async def authorize(self, request: UpstreamRequest, body: RequestBody, using: SecretInUse) -> UpstreamRequest:
         """
-        Return the request with a credential, and with how to go on where that one is refused.
+        Return the request with a credential, and with the other ways to send it where that one is refused.
 
         Args:
-            request: without a credential.
-            body: of the request; held back in part, where there are several secrets.
-            style: how the service wants its credential.
-            secret: what the token has for it.
-            token: the presented one.
-            jti: its identifier.
+            request: the request without a credential.
+            body: its body; a part of it is kept for a retry where there are several secrets.
+            using: what the credential is made of.
 
         Raises:
             RequestError: no credential can be made of any of the secrets.
         """
-        values = secret.values() if secret.others else [reveal(secret, token)]
+        secret = using.secret
+        values = secret.values() if secret.others else [reveal(secret, using.token)]
         if values == [""]:
             return request
         if len(values) > 1:
             body.keep(REPLAYED_BODY_BYTES)
-        turn = self._rotation.begin(jti, secret.service_id, len(values))
-        attempts = _Attempts(request, body, self._strategy(style), values, turn)
+        turn = self._rotation.begin(using.jti, secret.service_id, len(values))
+        attempts = _Attempts(request, body, self._strategy(using.style), values, turn)
         first = await attempts.another()
         if first is None:
             raise UpstreamCredentialRejected

@@ -16,7 +16,7 @@ from hashlib import sha256
 from ..client.body import RequestBody
 from ..exceptions import CredentialUnsupported, PayloadTooLarge
 from ..http1.fields import RawHeaders, get
-from ..upstream.proxy import UpstreamRequest
+from ..upstream.request import UpstreamRequest
 
 __all__ = ["SignatureStrategy"]
 

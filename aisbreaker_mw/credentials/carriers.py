@@ -9,26 +9,26 @@ from ..http1.fields import RawHeaders
 from ..services.patterns import covers_vendor, matches, needs_engine
 from ..services.service import CredentialStyle, RouteMatch
 from ..tokens.claims import PRESENTED_TOKEN, ServiceSecret
-from ..tokens.sealer import PREFIX
+from ..tokens.sealer import TOKEN_PREFIX
 
-_PREFIX = PREFIX.encode("ascii")
+_PREFIX = TOKEN_PREFIX.encode("ascii")
 KEY_HEADERS = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Headers whose whole value is an API key."""
 CARRIERS = KEY_HEADERS | {b"authorization"}
 """Every header that may carry the caller's credential; `?key=` is the one carrier that is no header."""
 
 
-class Credential(NamedTuple):
+class PresentedCredential(NamedTuple):
     """What the caller sent: a token of ours, or somebody's own key (`foreign`), or neither."""
 
     token: str | None
     foreign: bool
 
     def __repr__(self) -> str:
-        return f"Credential(token={'***' if self.token else None}, foreign={self.foreign})"
+        return f"PresentedCredential(token={'***' if self.token else None}, foreign={self.foreign})"
 
 
-def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> Credential:
+def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> PresentedCredential:
     """
     Return the credential of a request to a service.
 
@@ -55,13 +55,13 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> Credential:
             foreign = True
     if b"key" in query or b"%" in query:
         for key in query_keys(query):
-            if key.startswith(PREFIX):
+            if key.startswith(TOKEN_PREFIX):
                 tokens.add(key.encode("latin-1"))
             elif key:
                 foreign = True
     if len(tokens) > 1:
         raise InvalidRequest("The request carries two different tokens.")
-    return Credential(tokens.pop().decode("latin-1") if tokens else None, foreign)
+    return PresentedCredential(tokens.pop().decode("latin-1") if tokens else None, foreign)
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -24,13 +24,14 @@ from urllib.parse import urlencode
 import httpx
 
 from ..client.body import RequestBody
-from ..exceptions import CredentialUnsupported, UpstreamBusy, UpstreamCredentialRejected, UpstreamError, UpstreamTimeout
+from ..exceptions import CredentialUnsupported, UpstreamCredentialRejected, UpstreamError
 from ..http1.fields import RawHeaders
-from ..upstream.proxy import UpstreamRequest
+from ..upstream.errors import upstream_failure
+from ..upstream.request import UpstreamRequest
 
-__all__ = ["PREFIX", "GoogleCloudStrategy"]
+__all__ = ["ACCOUNT_PREFIX", "GoogleCloudStrategy"]
 
-PREFIX = "googlecloud-account-json-base64_"
+ACCOUNT_PREFIX = "googlecloud-account-json-base64_"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 _logger = logging.getLogger("aisbreaker_mw")
@@ -80,7 +81,7 @@ class GoogleCloudStrategy:
         self._exchanges: dict[bytes, asyncio.Task[_Access]] = {}
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
-        headers = (await self._access(secret)).headers if secret.startswith(PREFIX) else _bearer(secret)
+        headers = (await self._access(secret)).headers if secret.startswith(ACCOUNT_PREFIX) else _bearer(secret)
         return replace(request, headers=[*request.headers, *headers])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
@@ -154,12 +155,8 @@ class GoogleCloudStrategy:
                             raise UpstreamError
                 finally:
                     await stream.aclose()
-        except httpx.PoolTimeout as error:
-            raise UpstreamBusy from error
-        except (httpx.TimeoutException, TimeoutError) as error:
-            raise UpstreamTimeout from error
-        except (httpx.TransportError, OSError) as error:
-            raise UpstreamError from error
+        except (httpx.TransportError, OSError) as error:  # asyncio's TimeoutError is an OSError
+            raise upstream_failure(error) from error
         return response.status_code, answer
 
 
@@ -182,7 +179,7 @@ def _read_account(secret: str, token_url: str) -> dict[str, Any]:
     Raises:
         UpstreamCredentialRejected: it is no account that Google could accept, or one with another token endpoint.
     """
-    text = secret[len(PREFIX) :].rstrip("=")
+    text = secret[len(ACCOUNT_PREFIX) :].rstrip("=")
     try:
         account = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
     except (ValueError, RecursionError):

@@ -1,133 +1,110 @@
-"""The server's own endpoints: token, ping, version, health."""
+"""The server's own endpoints: which path is which, and ping, version and health."""
 
-import hmac
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 
-from pydantic import SecretStr
+from starlette.types import Receive, Scope
 
+from ..client.address import ClientIdentifier
 from ..client.body import RequestBody
-from ..client.responses import Answer, json_answer
-from ..exceptions import (
-    InvalidClient,
-    InvalidRequest,
-    MethodNotAllowed,
-    MintingRefused,
-    PayloadTooLarge,
-    RawHeaders,
-    UnsupportedMediaType,
-)
-from ..http1.fields import get
-from ..tokens.sealer import TokenSealer, TokenTooLong
-from .token_request import TokenRequest, parse_token_request
+from ..client.exchange import Exchange
+from ..client.host import HostNames
+from ..client.responses import Response, json_response
+from ..exceptions import MethodNotAllowed, NotFound
+from ..quotas.buckets import BucketPlan
+from ..quotas.gate import QuotaGate
+from .token import MAX_TOKEN_REQUEST_BYTES, TokenEndpoint
 
-TOKEN_PATH = b"/api/v1/oauth/token"
-MAX_TOKEN_REQUEST_BYTES = 64 * 1024
+__all__ = ["Endpoints"]
+
+_TOKEN = b"/api/v1/oauth/token"
+_PING = b"/api/v1/ping"
+_VERSION = b"/api/v1/version"
+_HEALTH = b"/api/v1/health"
 
 
-class TokenEndpoint:
+@dataclass(frozen=True, slots=True)
+class Endpoints:
     """
-    `POST /api/v1/oauth/token`: seals what the request names into a token, and keeps nothing.
+    Answers the requests to this server's own endpoints.
 
     Args:
-        sealer: seals the claims.
-        mode: `open`, `secret` (the request's clientSecret must be `secret`) or `off`.
-        secret: for mode `secret`.
-        default_lifetime: seconds, where a request names none.
-        max_lifetime: seconds.
-        clock: returns seconds since the epoch.
+        token: mints tokens.
+        clients: tells who asks.
+        hosts: tells the host that tokens are bound to.
+        plan: names the buckets that a token request is counted in.
+        gate: counts it.
+        storage_state: returns the state of the quota storage (`QuotaLimiter.health`).
     """
 
-    def __init__(
-        self,
-        sealer: TokenSealer,
-        *,
-        mode: str,
-        secret: SecretStr | None,
-        default_lifetime: int,
-        max_lifetime: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self._sealer = sealer
-        self._mode = mode
-        self._secret = secret
-        self._default_lifetime = default_lifetime
-        self._max_lifetime = max_lifetime
-        self._clock = clock
+    token: TokenEndpoint
+    clients: ClientIdentifier
+    hosts: HostNames
+    plan: BucketPlan
+    gate: QuotaGate
+    storage_state: Callable[[], str]
 
-    async def __call__(self, headers: RawHeaders, body: RequestBody, host: str) -> Answer:
+    @staticmethod
+    def has(path: bytes) -> bool:
+        """Return whether a path is one of ours: below `/api/v1/oauth/`, where it may be 404, or an endpoint's."""
+        return path.startswith(b"/api/v1/oauth/") or path in (_PING, _VERSION, _HEALTH)
+
+    async def __call__(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         """
-        Return the answer to a token request.
+        Answer a request.
 
         Args:
-            headers: of the request, names in lower case.
-            body: its body.
-            host: the name that the token will be bound to.
+            path: raw path below the mount point.
+            scope: ASGI scope of the request.
+            receive: ASGI callable.
+            exchange: takes the response.
 
         Raises:
             RequestError: the request is refused.
         """
-        if self._mode == "off":
-            raise MintingRefused
-        _check_media_type(headers)
-        request = parse_token_request(bytes(await body.collect(MAX_TOKEN_REQUEST_BYTES, PayloadTooLarge)))
-        self._check_client(request)
-        now = int(self._clock())
-        claims = request.claims(now=now, default_lifetime=self._default_lifetime, max_lifetime=self._max_lifetime)
-        try:
-            token = self._sealer.seal(claims, host)
-        except TokenTooLong as error:
-            raise InvalidRequest(f"The request is too large to be sealed: {error}.") from None
-        content = {"access_token": token, "token_type": "Bearer", "expires_in": claims.exp - now}
-        # RFC 6749, 5.1
-        return json_answer(200, content, [(b"cache-control", b"no-store"), (b"pragma", b"no-cache")])
-
-    def _check_client(self, request: TokenRequest) -> None:
-        if self._mode != "secret":
-            return
-        expected = self._secret.get_secret_value() if self._secret else ""
-        given = request.client_secret.get_secret_value() if request.client_secret else ""
-        pair = [text.encode("utf-8", "surrogatepass") for text in (expected, given)]
-        if not expected or not hmac.compare_digest(*pair):
-            raise InvalidClient
+        exchange.client = client = self.clients.identify(scope)
+        host = self.hosts.resolve(scope["headers"])
+        response: Response
+        if path == _TOKEN:
+            require_method(scope, "POST")
+            await self.gate.admit(self.plan.for_minting(client), exchange)
+            response = await self.token(scope["headers"], RequestBody(receive, MAX_TOKEN_REQUEST_BYTES), host)
+        elif path in (_PING, _VERSION, _HEALTH):
+            require_method(scope, "GET", "HEAD")
+            response = ping() if path == _PING else show_version() if path == _VERSION else health(self.storage_state())
+        else:
+            raise NotFound
+        await exchange.respond(response)
 
 
-def _check_media_type(headers: RawHeaders) -> None:
-    media_type, _, parameters = (get(headers, b"content-type") or b"").partition(b";")
-    if media_type.strip().lower() != b"application/json":
-        raise UnsupportedMediaType
-    charset = parameters.strip().lower().replace(b'"', b"").replace(b" ", b"")
-    if charset not in (b"", b"charset=utf-8", b"charset=utf8"):
-        raise UnsupportedMediaType
-    if get(headers, b"content-encoding") is not None:
-        raise UnsupportedMediaType("The request body must not be compressed.")
+def ping() -> Response:
+    """Return the response of `GET /api/v1/ping`."""
+    return json_response(200, {"message": "api-pong"}, [(b"cache-control", b"no-store")])
 
 
-def ping() -> Answer:
-    """Return the answer of `GET /api/v1/ping`."""
-    return json_answer(200, {"message": "api-pong"}, [(b"cache-control", b"no-store")])
+def show_version() -> Response:
+    """Return the response of `GET /api/v1/version`."""
+    return json_response(200, {"name": "aisbreaker-mw", "version": version("aisbreaker-mw")})
 
 
-def show_version() -> Answer:
-    """Return the answer of `GET /api/v1/version`."""
-    return json_answer(200, {"name": "aisbreaker-mw", "version": version("aisbreaker-mw")})
-
-
-def health(quota_storage: str) -> Answer:
+def health(quota_storage: str) -> Response:
     """
-    Return the answer of `GET /api/v1/health`: 200 while the process can serve.
+    Return the response of `GET /api/v1/health`: 200 while the process can serve.
 
     Args:
         quota_storage: state of the quota storage (`QuotaLimiter.health`), for the operator.
     """
     content = {"status": "ok", "quota_storage": quota_storage}
-    return json_answer(200, content, [(b"cache-control", b"no-store")])
+    return json_response(200, content, [(b"cache-control", b"no-store")])
 
 
-def require_method(method: str, *allowed: str) -> None:
+def require_method(scope: Scope, *allowed: str) -> None:
     """
+    Refuse a request with another method than these.
+
     Raises:
-        MethodNotAllowed: `method` is none of `allowed`.
+        MethodNotAllowed
     """
-    if method not in allowed:
+    if scope["method"] not in allowed:
         raise MethodNotAllowed(*allowed)

@@ -36,6 +36,9 @@ CLIENT_ADDRESS = frozenset(
 """Who the client is and how it came here: nothing that an AI service needs to know."""
 
 
+RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
+"""Headers that tell a rate limit (draft-ietf-httpapi-ratelimit-headers-10)."""
+
 PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
 """What a browser tells of the page that calls. It was said to this origin; to the service, this server is the caller."""
 
@@ -50,16 +53,6 @@ _ORDINARY = frozenset({b"close", b"keep-alive", b"Keep-Alive"})
 _NEVER_NOMINATED = frozenset(
     {b"", b"close", b"keep-alive", b"te", b"upgrade", b"content-length", b"content-type", b"content-encoding"}
 )
-
-
-_PAIR = frozenset({tuple})
-
-
-def as_pairs(headers: Iterable[Iterable[bytes]]) -> RawHeaders:
-    """Return headers as a list of tuples, which ASGI doesn't promise: the same object where it is one, as nearly always."""
-    if type(headers) is list and _PAIR.issuperset(map(type, headers)):
-        return headers
-    return [(name, value) for name, value in headers]
 
 
 def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from operator import itemgetter
 
-RawHeaders = list[tuple[bytes, bytes]]
+from .fields import RawHeaders
 
 END_OF_HEAD = b"\r\n\r\n"
 

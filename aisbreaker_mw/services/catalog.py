@@ -11,9 +11,10 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..client.responses import Dialect
 from ..exceptions import ConfigurationError, InvalidRequest
 from .patterns import TASK
-from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, Dialect, PathProtocol, Route, RouteTable, Service, check_path
+from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
 
 __all__ = ["ServiceCatalog"]
 
@@ -73,6 +74,10 @@ class ServiceCatalog:
     def get(self, name: str) -> Service | None:
         """Return the service of this name, the first segment of our path."""
         return self._services.get(name)
+
+    def at(self, path: bytes) -> Service | None:
+        """Return the service that a path names with its first segment, or None."""
+        return self._services.get(path[1:].partition(b"/")[0].decode("latin-1"))
 
     def by_vendor(self, vendor: str) -> Service | None:
         """Return the first service of this vendor; the built-in ones come first."""

@@ -17,12 +17,12 @@ import anyio
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from ..client.responses import error_answer, json_answer
+from ..client.responses import error_response, json_response
 from ..exceptions import InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge, RequestError
 
-__all__ = ["MAX_BODY_BYTES", "DummyService"]
+__all__ = ["MAX_CHAT_BYTES", "DummyService"]
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_CHAT_BYTES = 8 * 1024 * 1024
 CREATED = 1_735_689_600
 """When everything was created, seconds since the epoch: 2025-01-01."""
 MODELS = ("dummy", "dummy-embedding", "dummy-image")
@@ -58,7 +58,7 @@ class DummyService:
         try:
             handler = self._handlers.get(scope["path"])
             if handler is None:
-                answer = json_answer(200, _models(scope["method"], scope["path"]))
+                answer = json_response(200, _models(scope["method"], scope["path"]))
             else:
                 if scope["method"] != "POST":
                     raise MethodNotAllowed("POST")
@@ -71,9 +71,9 @@ class DummyService:
                 if isinstance(content, Iterator):
                     await self._stream(content, request_id, receive, send)
                     return
-                answer = json_answer(200, content, [(b"x-request-id", request_id.encode("ascii"))])
+                answer = json_response(200, content, [(b"x-request-id", request_id.encode("ascii"))])
         except RequestError as error:
-            answer = error_answer(error, "openai", request_id)
+            answer = error_response(error, "openai", request_id)
         status, headers, payload = answer
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
@@ -119,7 +119,7 @@ async def _collect(receive: Receive) -> bytes | None:
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > MAX_CHAT_BYTES:
             raise PayloadTooLarge
         if not message.get("more_body", False):
             return bytes(body)

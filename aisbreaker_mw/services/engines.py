@@ -19,11 +19,11 @@ from python_multipart.multipart import MultipartParser
 from ..exceptions import InvalidRequest, PayloadTooLarge
 from .json_outline import outline
 
-__all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_BODY_BYTES", "read_engine", "read_query_engine", "strict_json"]
+__all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_SCANNED_BYTES", "read_engine", "read_query_engine", "strict_json"]
 
 LONGEST_ENGINE = 256
 """Characters of an engine, at most."""
-MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_SCANNED_BYTES = 32 * 1024 * 1024
 """Bytes of a body that is searched for its engine, before and after decompression, where the caller says nothing."""
 LARGE_BODY_BYTES = 256 * 1024
 """From a body that is longer, or compressed, the engine is best read in a thread."""
@@ -41,7 +41,7 @@ _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL
 
 
 def read_engine(
-    kind: str, body: bytes | bytearray, content_type: str, content_encoding: str, *, limit: int = MAX_BODY_BYTES
+    kind: str, body: bytes | bytearray, content_type: str, content_encoding: str, *, limit: int = MAX_SCANNED_BYTES
 ) -> str:
     """
     Return the engine that a request body names, "" where it names none.

@@ -14,16 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import unquote, unquote_to_bytes
 
+from ..client.responses import Dialect
 from ..exceptions import InvalidRequest
 
 __all__ = [
     "PLACEHOLDER",
     "PLACEHOLDERS",
     "CredentialStyle",
-    "Dialect",
     "PathProtocol",
     "Route",
     "RouteMatch",
@@ -31,9 +30,6 @@ __all__ = [
     "Service",
     "check_path",
 ]
-
-Dialect = Literal["openai", "anthropic", "google"]
-"""Whose shape an error has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +225,7 @@ class Service:
         delay: seconds between streamed pieces of an embedded service.
         scheme, host, port, host_header, base_path: the parts of `base_url`; empty and 0 without one. `host` is without
             brackets, `host_header` is what belongs into `Host`, `base_path` has no slash at its end.
+        origin: (scheme, host, port).
     """
 
     name: str
@@ -248,6 +245,10 @@ class Service:
     base_path: bytes
     _routes: RouteTable = field(repr=False)
     _completions: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    origin: tuple[str, str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origin", (self.scheme, self.host, self.port))
 
     @property
     def available(self) -> bool:

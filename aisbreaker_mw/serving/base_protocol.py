@@ -12,10 +12,10 @@ from uvicorn.protocols.http.flow_control import FlowControl, service_unavailable
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-__all__ = ["ServedConnection"]
+__all__ = ["BaseProtocol"]
 
 
-class ServedConnection(asyncio.Protocol):
+class BaseProtocol(asyncio.Protocol):
     """
     What uvicorn's server asks of a protocol, but for `data_received`, `connection_lost` and `shutdown`.
 

@@ -11,8 +11,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.server import ServerState
 
+from ..asgi import SynchronousSender
 from ..exceptions import RequestError, ResponseInterrupted, ShuttingDown
-from ..http1.heads import MalformedHead, RawHeaders, by_name, lower_names, read_length, read_options, write_head
+from ..http1.fields import RawHeaders
+from ..http1.heads import MalformedHead, by_name, lower_names, read_length, read_options, write_head
 
 __all__ = ["ResponseCycle"]
 
@@ -22,7 +24,7 @@ _OWN = frozenset({b"connection", b"transfer-encoding"})
 _ONCE = (b"content-length",)
 
 
-class Connection(Protocol):
+class ServerConnection(Protocol):
     """What a cycle asks of the connection that it belongs to."""
 
     loop: asyncio.AbstractEventLoop
@@ -43,7 +45,7 @@ class Connection(Protocol):
         """Go on to the next request."""
 
 
-class ResponseCycle:
+class ResponseCycle(SynchronousSender):
     """
     One request's `receive` and `send`, and the framing of its answer.
 
@@ -76,7 +78,7 @@ class ResponseCycle:
         "scope",
     )
 
-    def __init__(self, protocol: Connection, scope: Scope, *, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(self, protocol: ServerConnection, scope: Scope, *, keep_alive: bool, expects_continue: bool) -> None:
         self._protocol = protocol
         self._transport = protocol.transport
         self.scope = scope
@@ -179,8 +181,7 @@ class ResponseCycle:
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
 
-    def send_at_once(self, piece: bytes) -> bool:
-        """Send a piece of the body, which is not the last, if nothing has to be waited for; say whether it was sent."""
+    def send_now(self, piece: bytes) -> bool:
         if self._protocol.flow.write_paused or self.disconnected or self.response_complete or not self.response_started:
             return False
         self._send_body(piece, True)

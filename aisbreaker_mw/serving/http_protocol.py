@@ -28,11 +28,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from ..client.responses import error_answer
+from ..client.responses import error_response
 from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
 from ..http1.heads import END_OF_HEAD, NO_HEAD, write_head
 from ..telemetry.logs import ACCESS_LOGGER, LogFields
-from .base_protocol import ServedConnection
+from .base_protocol import BaseProtocol
 from .cycle import ResponseCycle
 from .request_head import ChunkedDecoder, Limits, RequestHead
 
@@ -46,12 +46,12 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _LIMITS = Limits()
 
 
-class HTTPProtocol(ServedConnection):
+class HTTPProtocol(BaseProtocol):
     """
     One client's connection: its requests, one after the other.
 
     Args:
-        config: see `ServedConnection`, as for the next three.
+        config: see `BaseProtocol`, as for the next three.
         limits: what the client may take; `functools.partial` makes a protocol with others.
     """
 
@@ -338,7 +338,7 @@ class HTTPProtocol(ServedConnection):
 
     def _answer(self, error: RequestError, *, bodyless: bool = False) -> None:
         request_id = "req_" + token_hex(12)
-        status, headers, body = error_answer(error, "openai", request_id)
+        status, headers, body = error_response(error, "openai", request_id)
         lines = [STATUS_LINE[status]]
         lines += [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
         lines += [b"connection: close\r\n\r\n", b"" if bodyless else body]

@@ -14,8 +14,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from ..client.responses import error_answer
-from ..exceptions import HeadTooLarge, InvalidRequest, RawHeaders, RequestError
+from ..client.responses import error_response
+from ..exceptions import HeadTooLarge, InvalidRequest, RequestError
+from ..http1.fields import RawHeaders
 from ..telemetry.logs import ACCESS_LOGGER, LogFields
 
 __all__ = ["WebSocketProtocol"]
@@ -80,7 +81,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _refuse(self, error: RequestError) -> None:
         request_id = "req_" + token_hex(12)
-        status, headers, body = error_answer(error, "openai", request_id)
+        status, headers, body = error_response(error, "openai", request_id)
         lines = [STATUS_LINE[status]]
         lines += [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers, (b"connection", b"close"))]
         self.handshake_initiated = self.handshake_complete = self.close_sent = True

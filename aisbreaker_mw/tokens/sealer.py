@@ -26,7 +26,7 @@ from .base64url import b64url_decode, b64url_encode
 from .claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .keyring import Keyring
 
-PREFIX = "aisbreaker_"
+TOKEN_PREFIX = "aisbreaker_"  # noqa: S105 - what every token begins with
 VERSION = "aisbreaker.org/box/v1"
 MAX_TOKEN_CHARACTERS = 8000
 """Servers and proxies commonly refuse header lines over 8 KiB."""
@@ -74,7 +74,7 @@ class TokenSealer:
         kid = self._keyring.kid
         header = b64url_encode(orjson.dumps({"ver": VERSION, "kid": kid}))
         box = SecretBox(self._keyring.box_key(kid, header.encode("ascii"), host))
-        token = f"{PREFIX}{header}.{b64url_encode(bytes(box.encrypt(_dump(claims), nonce)))}"
+        token = f"{TOKEN_PREFIX}{header}.{b64url_encode(bytes(box.encrypt(_dump(claims), nonce)))}"
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise TokenTooLong(f"the token would have more than {MAX_TOKEN_CHARACTERS} characters")
         return token
@@ -115,9 +115,9 @@ class TokenSealer:
         Raises:
             InvalidToken: whatever is wrong with it, with one and the same message.
         """
-        if len(token) > MAX_TOKEN_CHARACTERS or not token.startswith(PREFIX):
+        if len(token) > MAX_TOKEN_CHARACTERS or not token.startswith(TOKEN_PREFIX):
             raise InvalidToken
-        header, dot, sealed = token[len(PREFIX) :].partition(".")
+        header, dot, sealed = token[len(TOKEN_PREFIX) :].partition(".")
         if not dot or len(header) > MAX_HEADER_CHARACTERS:
             raise InvalidToken
         try:

@@ -36,13 +36,13 @@ from ..exceptions import (
     ClientDisconnected,
     InvalidRequest,
     InvalidToken,
-    RequestError,
     UpstreamCredentialRejected,
     UpstreamError,
-    UpstreamTimeout,
 )
 from ..http1.fields import RawHeaders
-from .proxy import Timeouts, UpstreamRequest, answer_headers
+from .errors import upstream_failure
+from .request import Timeouts, UpstreamRequest, response_headers
+from .transport.tls import default_context
 
 __all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
 
@@ -220,17 +220,14 @@ class WebSocketProxy:
                 raise
         except InvalidStatus:
             raise
-        except TimeoutError as error:
-            raise _failure(exchange, error, UpstreamTimeout()) from None
-        except (OSError, WebSocketException) as error:
-            raise _failure(exchange, error, UpstreamError()) from None
+        except (OSError, WebSocketException) as error:  # asyncio's TimeoutError is an OSError
+            exchange.cause = type(error).__name__
+            raise upstream_failure(error) from None
         connection.start_keepalive()
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            from .transport.tls import default_context
-
             self._tls = default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
@@ -341,7 +338,7 @@ def _raw_headers(response: Response) -> RawHeaders:
 def _response_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
     return [
         header
-        for header in answer_headers(_raw_headers(response), counted=request.counted)
+        for header in response_headers(_raw_headers(response), counted=request.counted)
         if header[0] not in _NOT_ANSWERED and not header[0].startswith(b"sec-websocket-")
     ]
 
@@ -353,14 +350,9 @@ async def _relay_refusal(response: Response, request: UpstreamRequest, exchange:
     body = bytes(response.body or b"")
     headers = _response_headers(response, request)
     try:
-        await exchange.answer((status, [*headers, (b"content-length", b"%d" % len(body))], body))
+        await exchange.respond((status, [*headers, (b"content-length", b"%d" % len(body))], body))
     except OSError:
         raise ClientDisconnected from None
-
-
-def _failure(exchange: Exchange, cause: Exception, error: RequestError) -> RequestError:
-    exchange.cause = type(cause).__name__
-    return error
 
 
 async def _close_upstream(connection: ClientConnection, end: _End) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 import httpx
 
-from .answer import COMPLETE, HEAD
 from .request import OutgoingRequest
-from .stream import NEVER, ConnectionStale, Exchange, Timeouts
+from .response import COMPLETE, HEAD
+from .stream import NEVER, ConnectionStale, ResponseStream, TimeoutExtension
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -53,7 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pool = pool
         self._buffer = pool.buffer
         self._transport: asyncio.Transport  # there is none before connection_made()
-        self._exchange: Exchange | None = None
+        self._exchange: ResponseStream | None = None
         self._flush_handle: asyncio.Handle | None = None
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -68,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether it has carried an exchange."""
         self.expires_at = loop.time() + pool.max_connection_age
 
-    async def perform(self, request: OutgoingRequest, timeouts: Timeouts) -> Exchange:
+    async def perform(self, request: OutgoingRequest, timeouts: TimeoutExtension) -> ResponseStream:
         """
         Send a request and wait for the head of its answer.
 
@@ -80,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
             ConnectionStale: the request can be tried once more. The caller keeps the connection's slot.
             httpx.TransportError: the connection is dropped.
         """
-        exchange = self._exchange = Exchange(self, request, timeouts)
+        exchange = self._exchange = ResponseStream(self, request, timeouts)
         reader = exchange.reader
         try:
             if self.closed:
@@ -177,7 +177,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # Receiving
 
-    def resume_reading(self, exchange: Exchange) -> None:
+    def resume_reading(self, exchange: ResponseStream) -> None:
         """Read on after the exchange's body has been taken."""
         if self._exchange is exchange and not self.closed:
             self.reading_paused = False
@@ -255,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # The end of an exchange
 
-    def _complete(self, exchange: Exchange) -> None:
+    def _complete(self, exchange: ResponseStream) -> None:
         """
         Give the connection back as soon as the answer has arrived, whether or not its body has been taken.
 
@@ -279,13 +279,13 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort()
                 self._pool.free_slot()
 
-    def drop(self, exchange: Exchange) -> None:
+    def drop(self, exchange: ResponseStream) -> None:
         """Close, and free the slot, if the exchange still has the connection."""
         if self._exchange is exchange:
             self._abandon(exchange)
             self._pool.free_slot()
 
-    def _abandon(self, exchange: Exchange) -> None:
+    def _abandon(self, exchange: ResponseStream) -> None:
         self._exchange = None
         exchange.reader.discard()
         self.abort()

@@ -8,11 +8,11 @@ from typing import Any
 ATTEMPT_DELAY = 0.25
 """Seconds after which the next address is tried beside the one before (RFC 8305, 5)."""
 
-Address = tuple[int, int, int, str, Any]
+AddressInfo = tuple[int, int, int, str, Any]
 """As `getaddrinfo` gives it."""
 
 
-async def resolve(host: str, port: int) -> list[Address]:
+async def resolve(host: str, port: int) -> list[AddressInfo]:
     """Return a host's addresses, in the system's order but with the families taking turns (RFC 8305, 4)."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first = [address for address in found if address[0] == found[0][0]]
@@ -52,7 +52,7 @@ async def open_socket(host: str, port: int) -> socket.socket:
     return attempts[0].result() if winner is None else winner.result()
 
 
-async def _open(address: Address) -> socket.socket:
+async def _open(address: AddressInfo) -> socket.socket:
     family, kind, protocol, _, name = address
     opened = socket.socket(family, kind, protocol)
     try:

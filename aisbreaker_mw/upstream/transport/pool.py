@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
-from ...http1.heads import RawHeaders
+from ...http1.fields import RawHeaders
 from .connection import Connection
 from .dialing import open_socket
 from .request import OutgoingRequest
-from .stream import ConnectionStale, Exchange, Timeouts
+from .stream import ConnectionStale, ResponseStream, TimeoutExtension
 from .tls import ResumingContext, default_context
 
 TLS_SHUTDOWN = 1.0
@@ -74,7 +74,7 @@ class Pool:
             self.free_slot()
         return None
 
-    async def acquire(self, timeouts: Timeouts) -> Connection:
+    async def acquire(self, timeouts: TimeoutExtension) -> Connection:
         """
         Return a connection, with its slot, where none is idle.
 
@@ -96,7 +96,7 @@ class Pool:
                 return handed_over
         return await self.connect(timeouts)
 
-    async def connect(self, timeouts: Timeouts) -> Connection:
+    async def connect(self, timeouts: TimeoutExtension) -> Connection:
         """
         Open a connection in a slot that the caller has acquired; it is freed where this fails.
 
@@ -322,8 +322,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         target: bytes,
         headers: RawHeaders,
         body: bytes | httpx.AsyncByteStream,
-        timeouts: Timeouts,
-    ) -> Exchange:
+        timeouts: TimeoutExtension,
+    ) -> ResponseStream:
         """
         Do what `handle_async_request` does without making httpx's models of the request and its answer.
 
@@ -356,7 +356,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         return exchange
 
     @staticmethod
-    async def _stop(exchange: Exchange) -> None:
+    async def _stop(exchange: ResponseStream) -> None:
         """Let go of the rest of a body that is not wanted."""
         try:
             await exchange.request.aclose()

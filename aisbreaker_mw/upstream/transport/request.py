@@ -5,7 +5,8 @@ from functools import lru_cache
 
 import httpx
 
-from ...http1.heads import MalformedHead, RawHeaders, by_name, is_token, lower_names, read_framing, read_options, write_head
+from ...http1.fields import RawHeaders
+from ...http1.heads import MalformedHead, by_name, is_token, lower_names, read_framing, read_options, write_head
 
 _VISIBLE = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 

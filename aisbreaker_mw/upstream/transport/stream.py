@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from .answer import COMPLETE, HEAD, AnswerReader
 from .request import OutgoingRequest
+from .response import COMPLETE, HEAD, ResponseReader
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 NEVER = math.inf
 
-Timeouts = dict[str, float | None]
+TimeoutExtension = dict[str, float | None]
 """Seconds, by httpx's names: `connect`, `pool`, `read`, `write`. None and what is missing is no limit."""
 
 
@@ -23,7 +23,7 @@ class ConnectionStale(Exception):
     """An idle connection turned out to be closed before the upstream can have seen the request's body."""
 
 
-class Exchange(httpx.AsyncByteStream):
+class ResponseStream(httpx.AsyncByteStream):
     """
     A request on its way and its answer: the stream of the answer's body.
 
@@ -50,10 +50,10 @@ class Exchange(httpx.AsyncByteStream):
         "reader",
         "request",
         "request_sent",
-        "take_at_once",
+        "write_now",
     )
 
-    def __init__(self, connection: "Connection", request: OutgoingRequest, timeouts: Timeouts) -> None:
+    def __init__(self, connection: "Connection", request: OutgoingRequest, timeouts: TimeoutExtension) -> None:
         self._connection = connection
         self._timeouts = timeouts
         self._waiter: asyncio.Future[bool] | None = None
@@ -61,10 +61,10 @@ class Exchange(httpx.AsyncByteStream):
         self._interrupted = False
         self.request = request
         self.request_sent = False
-        self.reader = AnswerReader(request.answer_has_body)
+        self.reader = ResponseReader(request.answer_has_body)
         self.failure: tuple[type[httpx.TransportError], str] | None = None
         """Why there is no more to come. An exception, raised, would refer to this, and so wait for the garbage collector."""
-        self.take_at_once: Callable[[bytes], bool] | None = None
+        self.write_now: Callable[[bytes], bool] | None = None
         """
         Is given a piece that arrives while the next one is awaited, and says whether it took it. If not, or where there are
         none to come after it, the piece goes to whoever waits, whom it otherwise does not wake.
@@ -154,7 +154,7 @@ class Exchange(httpx.AsyncByteStream):
             if not await self._event("read"):
                 raise httpx.ReadTimeout("the upstream did not answer in time")
 
-    def __aiter__(self) -> "Exchange":
+    def __aiter__(self) -> "ResponseStream":
         return self
 
     async def __anext__(self) -> bytes:
@@ -202,7 +202,7 @@ class Exchange(httpx.AsyncByteStream):
         """Have the request's task notice that the answer or an error is there."""
         waiter = self._waiter
         if waiter is not None:
-            take = self.take_at_once
+            take = self.write_now
             if take is None or not self._pass_on(take, waiter):
                 self.wake()
         elif self._sender is not None and not self._interrupted:
@@ -210,7 +210,7 @@ class Exchange(httpx.AsyncByteStream):
             self._sender.cancel()
 
     def _pass_on(self, take: Callable[[bytes], bool], waiter: asyncio.Future[bool]) -> bool:
-        """Give what has arrived to `take_at_once`, and say whether the wait for the next piece goes on."""
+        """Give what has arrived to `write_now`, and say whether the wait for the next piece goes on."""
         reader = self.reader
         if reader.state == COMPLETE or not reader.pieces or self.failure is not None or waiter.done():
             return False

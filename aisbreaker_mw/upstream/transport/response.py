@@ -17,7 +17,8 @@ import re
 import httptools
 import httpx
 
-from ...http1.heads import END_OF_HEAD, NO_HEAD, MalformedHead, RawHeaders, by_name, read_fields, read_framing, read_options
+from ...http1.fields import RawHeaders
+from ...http1.heads import END_OF_HEAD, NO_HEAD, MalformedHead, by_name, read_fields, read_framing, read_options
 
 MAX_HEAD = 65_536
 """Bytes of an answer's head, status line and line ends included; of what a chunked body may carry between two bytes of body."""
@@ -26,14 +27,14 @@ MAX_INTERIM = 16
 """1xx answers before the final one."""
 
 HEAD, SIZED, CHUNKED, UNTIL_CLOSE, COMPLETE = range(5)
-"""What an `AnswerReader` reads next."""
+"""What an `ResponseReader` reads next."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 _CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 """What makes llhttp expect chunks."""
 
 
-class AnswerReader:
+class ResponseReader:
     """
     Decodes one answer out of the bytes of a connection.
 

@@ -1,0 +1,64 @@
+"""The gate: counts a request in its quotas, and tells the client what is left."""
+
+import math
+from functools import lru_cache
+
+from ..client.exchange import Exchange
+from ..exceptions import RateLimitExceeded
+from ..http1.fields import RawHeaders
+from .limiter import QuotaLimiter
+from .model import Buckets, Decision
+
+_WINDOW_NAMES = {60: "minute", 3600: "hour", 86_400: "day"}
+
+
+class QuotaGate:
+    """
+    Lets requests pass while their quotas have room.
+
+    Args:
+        limiter: counts them.
+    """
+
+    def __init__(self, limiter: QuotaLimiter) -> None:
+        self._limiter = limiter
+
+    async def admit(self, buckets: Buckets, exchange: Exchange) -> None:
+        """
+        Count a request in all its windows, or in none.
+
+        Either way the response will tell the window nearest its limit.
+
+        Args:
+            buckets: the buckets that the request is counted in.
+            exchange: the request's exchange.
+
+        Raises:
+            RateLimitExceeded: a window is full.
+            QuotaStorageUnavailable: the storage does not answer, and the policy is `deny`.
+        """
+        limiter = self._limiter
+        decision = limiter.consume_now(buckets) if limiter.local else await limiter.consume(buckets)
+        if decision is None:
+            return
+        exchange.headers = rate_limit_headers(decision)
+        if not decision.admitted:
+            raise RateLimitExceeded(retry_after=decision.reset_after)
+
+
+def rate_limit_headers(decision: Decision) -> RawHeaders:
+    """
+    Return the headers that tell the window nearest its limit (draft-ietf-httpapi-ratelimit-headers-10):
+
+        RateLimit-Policy: "token-client-minute";q=60;w=60
+        RateLimit: "token-client-minute";r=59;t=42
+    """
+    name, policy = _policy(decision.policy, decision.limit, decision.window)
+    state = b"%b;r=%d;t=%d" % (name, decision.remaining, math.ceil(decision.reset_after))
+    return [(b"ratelimit-policy", policy), (b"ratelimit", state)]
+
+
+@lru_cache(maxsize=4096)
+def _policy(policy: str, limit: int, window: int) -> tuple[bytes, bytes]:
+    name = f'"{policy}-{_WINDOW_NAMES.get(window, f"{window}s")}"'.encode("ascii")
+    return name, b"%b;q=%d;w=%d" % (name, limit, window)

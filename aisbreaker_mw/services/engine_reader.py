@@ -1,0 +1,61 @@
+"""Finds the engine that a request names outside its path: in the query, or in the body."""
+
+import asyncio
+
+from ..client.body import RequestBody
+from ..exceptions import InvalidRequest, PayloadTooLarge
+from ..http1.fields import RawHeaders, get, get_all
+from .engines import LARGE_BODY_BYTES, read_engine, read_query_engine
+
+__all__ = ["EngineReader"]
+
+_TOO_LARGE = "The token names models, and this body is too large to read its model from."
+
+
+class EngineReader:
+    """
+    Reads the engine of one request, if it is asked to.
+
+    Args:
+        source: where the engine stands (`RouteMatch.engine_source`).
+        headers: headers of the request, names in lower case.
+        query: raw query.
+        body: body of the request; it is collected, and can still be streamed.
+        limit: largest body that is read, in bytes, as it came and decompressed.
+    """
+
+    def __init__(self, source: str, headers: RawHeaders, query: bytes, body: RequestBody, limit: int) -> None:
+        self._source = source
+        self._headers = headers
+        self._query = query
+        self._body = body
+        self._limit = limit
+        self.used = False
+        """Whether `read` was called."""
+
+    async def read(self) -> str:
+        """
+        Return the engine, "" where the request names none.
+
+        Raises:
+            InvalidRequest: the engine can't be told for certain.
+            PayloadTooLarge: the body is over the limit.
+            ClientDisconnected: the client went away.
+        """
+        self.used = True
+        if self._source.startswith("query:"):
+            return read_query_engine(self._source, self._query)
+        if self._body.exhausted:
+            return ""
+        headers, limit = self._headers, self._limit
+        if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
+            raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
+        if int(get(headers, b"content-length") or 0) > limit:
+            raise PayloadTooLarge(_TOO_LARGE)
+        data = await self._body.collect(limit, lambda: PayloadTooLarge(_TOO_LARGE))
+        content_type = (get(headers, b"content-type") or b"").decode("latin-1")
+        content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
+        if content_encoding or len(data) > LARGE_BODY_BYTES:
+            # Parsing it would keep the event loop waiting.
+            return await asyncio.to_thread(read_engine, self._source, data, content_type, content_encoding, limit=limit)
+        return read_engine(self._source, data, content_type, content_encoding, limit=limit)

@@ -1,0 +1,87 @@
+"""What is sent to a service, and what of its response reaches the client: the values of the upstream room."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..http1.fields import HOP_BY_HOP, RATE_LIMIT_HEADERS, RawHeaders, forwardable
+
+# Another origin's CORS policy is not ours.
+_DROPPED = HOP_BY_HOP | {
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
+}
+_DROPPED_WHERE_COUNTED = _DROPPED | RATE_LIMIT_HEADERS
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """
+    How long a request waits for its service, in seconds.
+
+    Args:
+        connect: to connect, TLS included.
+        header: from the end of the request to the first byte of the response.
+        idle: between two pieces of the response.
+        pool: for a free connection.
+    """
+
+    connect: float
+    header: float
+    idle: float
+    pool: float
+
+
+class Attempts(Protocol):
+    """The other ways to send a request whose credential the service has refused."""
+
+    def rejects(self, status: int, headers: RawHeaders) -> bool:
+        """
+        Return whether a response refuses the credential, and remember that.
+
+        Args:
+            status: status of the response.
+            headers: headers of the response, names in lower case.
+        """
+
+    async def another(self) -> "UpstreamRequest | None":
+        """Return the request with another credential, or None where there is none left."""
+
+
+@dataclass(slots=True)
+class UpstreamRequest:
+    """
+    A request to a service. Its repr shows no credential.
+
+    Args:
+        method: HTTP method.
+        origin: (scheme, host, port).
+        target: request target, byte for byte: path and query.
+        headers: all headers, Host first, credential included; framed by `content-length` or by `transfer-encoding: chunked`
+            where there is a body.
+        relay_unauthorized: whether the service's 401 reaches the client, because the credential is the client's own.
+        counted: whether the response tells our rate limit, and so not the service's own in headers of the same name.
+        attempts: what to do where the credential is refused; None where there is only one, and 401 refuses it.
+    """
+
+    method: str
+    origin: tuple[str, str, int]
+    target: bytes = field(repr=False)
+    headers: RawHeaders = field(repr=False)
+    relay_unauthorized: bool = False
+    counted: bool = False
+    attempts: Attempts | None = None
+
+
+def response_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:
+    """
+    Return the headers of a service's response that reach the client.
+
+    Args:
+        received: headers of the response, names in lower case.
+        counted: whether the response tells our rate limit, and so not the service's own in headers of the same name.
+    """
+    return forwardable(received, _DROPPED_WHERE_COUNTED if counted else _DROPPED)

@@ -1,0 +1,182 @@
+"""
+Two ways to send a request: by this package's own transport, and by any of httpx's.
+
+The own transport is used without httpx's models of request and response, which nobody would look at. They cost a tenth of a
+request's instructions. Both ways return the same `Received`.
+"""
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol, TypeAlias
+
+import httpx
+
+from ..client.body import RequestBody
+from ..client.exchange import Exchange
+from ..http1.fields import RawHeaders, get
+from ..http1.heads import MalformedHead, read_length
+from .request import UpstreamRequest
+from .transport import HTTPTransport, origin_of
+
+__all__ = [
+    "HTTPXSender",
+    "NativeSender",
+    "Received",
+    "ResponseBody",
+    "Sender",
+    "TimeoutExtension",
+    "open_sender",
+    "open_transport",
+]
+
+TimeoutExtension: TypeAlias = dict[str, float | None]
+"""Seconds by httpx's names: `connect`, `pool`, `read`, `write`. A transport reads it again for every wait."""
+
+
+class ResponseBody(Protocol):
+    """The body of a response, piece by piece."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+
+
+class Received(NamedTuple):
+    """
+    The head of a service's response, and its body to come.
+
+    Attributes:
+        status: HTTP status.
+        headers: headers in the order received, names in lower case.
+        length: bytes of the body by Content-Length, or None.
+        body: the body; it must be closed.
+    """
+
+    status: int
+    headers: RawHeaders
+    length: int | None
+    body: ResponseBody
+
+
+class Sender(Protocol):
+    """One way to send a request."""
+
+    closes_early: bool
+    """Whether a connection is closed whose response is not iterated beyond its last piece."""
+
+    async def send(
+        self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> Received:
+        """
+        Send a request and return its response as soon as the head is there.
+
+        Args:
+            request: what is sent.
+            body: the request's body.
+            timeouts: seconds.
+            exchange: the exchange that the response goes to.
+
+        Raises:
+            httpx.TransportError: there is no response.
+        """
+
+
+class NativeSender:
+    """
+    Sends by this package's transport.
+
+    Where the client is connected to this package's server, streamed pieces go from socket to socket without waking the
+    request's task (`Exchange.synchronous_writer`).
+
+    Args:
+        transport: carries the requests.
+    """
+
+    closes_early = False
+
+    def __init__(self, transport: HTTPTransport) -> None:
+        self._transport = transport
+        self._origins: dict[tuple[str, str, int], tuple[str, str, int]] = {}
+
+    async def send(
+        self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> Received:
+        origin = self._origins.get(request.origin)
+        if origin is None:
+            # A pool's name is the origin as DNS knows it.
+            origin = self._origins[request.origin] = origin_of(_url(request))
+        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts)
+        if not stream.arrived:
+            stream.write_now = exchange.synchronous_writer()
+        reader = stream.reader
+        return Received(reader.status, reader.fields, reader.length, stream)
+
+
+class HTTPXSender:
+    """
+    Sends by any transport of httpx.
+
+    Args:
+        transport: carries the requests.
+    """
+
+    closes_early = True
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def send(
+        self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> Received:
+        response = await self._transport.handle_async_request(
+            httpx.Request(
+                request.method,
+                _url(request),
+                headers=request.headers,
+                stream=httpx.ByteStream(body) if isinstance(body, bytes) else body,
+                extensions={"target": request.target, "timeout": timeouts},
+            )
+        )
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
+        headers = [(name.lower(), value) for name, value in response.headers.raw]
+        return Received(response.status_code, headers, _length(headers), stream)
+
+
+def _url(request: UpstreamRequest) -> httpx.URL:
+    scheme, host, port = request.origin
+    return httpx.URL(scheme=scheme, host=host, port=port, path="/")
+
+
+def _length(headers: RawHeaders) -> int | None:
+    """
+    Return the bytes that Content-Length tells, or None.
+
+    Raises:
+        httpx.RemoteProtocolError: it is malformed.
+    """
+    text = get(headers, b"content-length")
+    try:
+        return None if text is None else read_length(text)
+    except MalformedHead:
+        raise httpx.RemoteProtocolError("malformed Content-Length") from None
+
+
+def open_sender(transport: httpx.AsyncBaseTransport) -> Sender:
+    """Return the way to send by a transport."""
+    return NativeSender(transport) if type(transport) is HTTPTransport else HTTPXSender(transport)
+
+
+def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.AsyncBaseTransport:
+    """
+    Return a transport to AI services. It follows no redirect, keeps no cookie, and uses no proxy of the environment.
+
+    Args:
+        kind: `native` (this package's) or `httpx` (httpx's own).
+        max_connections: connections at once; per origin for `native`, in all for `httpx`.
+        http2: offer HTTP/2 to the service; `httpx` only.
+    """
+    if kind == "native":
+        return HTTPTransport(max_connections=max_connections)
+    limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30)
+    return httpx.AsyncHTTPTransport(http2=http2, limits=limits, trust_env=False)
