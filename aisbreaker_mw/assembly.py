@@ -100,6 +100,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
     authorizer = Authorizer(lambda: proxy.transport, clock=clock, max_signed_bytes=upstream.max_engine_scan_bytes)
     admission = AdmissionPolicy(
         default_token=settings.default_api_key.get_secret_value() if settings.default_api_key else None,
+        origins=frozenset(origin.encode("ascii") for origin in settings.cors_origins if origin != "*"),
         forwards_foreign=settings.foreign_credentials == "forward",
         not_forwarded=_NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS,
         max_engine_scan_bytes=upstream.max_engine_scan_bytes,

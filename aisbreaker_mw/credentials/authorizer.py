@@ -19,7 +19,7 @@ from ..services.service import CredentialStyle
 from ..tokens.claims import ServiceSecret
 from ..upstream.request import UpstreamRequest
 from .aws import SignatureStrategy
-from .carriers import replace_query_keys, reveal
+from .carriers import reveal, with_credential
 from .google_cloud import GoogleCloudStrategy
 from .rotation import Rotation, Turn
 
@@ -84,10 +84,7 @@ class HeaderStrategy:
         self._style = style
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
-        target = request.target
-        if self._style.query is not None:
-            path, _, query = target.partition(b"?")
-            target = path + b"?" + replace_query_keys(query, self._style, secret)
+        target = with_credential(request.target, self._style, secret)
         return replace(request, target=target, headers=[*request.headers, *self._style.headers_for(secret)])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:

@@ -11,8 +11,10 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..client.loopback import is_private_host
 from ..client.responses import Dialect
 from ..exceptions import ConfigurationError, InvalidRequest
+from .key_places import KeyPlaces
 from .patterns import TASK
 from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
 
@@ -49,8 +51,8 @@ class ServiceCatalog:
         Args:
             overrides: per service name: `like` (another service, whose everything is taken over), `base_url`, `vendor`,
                 `api_prefix`, `other_prefixes`, `credential`, `errors`, `default_headers`, `unlisted_task`, `routes`,
-                `variants`, and `delay` (seconds, embedded services only). Routes and variants are added to those that
-                are there, and go before them.
+                `variants`, `keyless`, `strangers` (`refuse` or `allow`), and `delay` (seconds, embedded services only).
+                Routes and variants are added to those that are there, and go before them.
 
         Raises:
             ConfigurationError: one line, naming the key and what it takes.
@@ -69,7 +71,7 @@ class ServiceCatalog:
             if "embedded" in table:
                 raise _unknown(name, "embedded")
         resolved = {name: _resolve(name, tables, given, ()) for name in tables | given}
-        return cls({name: _Builder(name, table).build() for name, table in resolved.items()})
+        return cls({name: _Builder(name, table, added=name not in tables).build() for name, table in resolved.items()})
 
     def get(self, name: str) -> Service | None:
         """Return the service of this name, the first segment of our path."""
@@ -107,7 +109,10 @@ def _resolve(
     if original is not None:
         if not isinstance(original, str) or original in (*via, name) or (original not in tables and original not in given):
             raise ConfigurationError(f"services.{name}.like takes the name of another service")
-        base = _over(_resolve(original, tables, given, (*via, name)), base if "like" not in own else {})
+        inherited = _resolve(original, tables, given, (*via, name))
+        # Who may use a service is said of that service alone.
+        inherited = {key: value for key, value in inherited.items() if key not in ("keyless", "strangers")}
+        base = _over(inherited, base if "like" not in own else {})
     return _over(base, own)
 
 
@@ -137,12 +142,15 @@ class _Builder:
             "routes",
             "variants",
             "delay",
+            "keyless",
+            "strangers",
         }
     )
 
-    def __init__(self, name: str, table: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, table: Mapping[str, Any], *, added: bool) -> None:
         self.name = name
         self.table = table
+        self.added = added
 
     def build(self) -> Service:
         for key in self.table:
@@ -178,6 +186,12 @@ class _Builder:
             default_headers=own.default_headers,
             embedded=embedded,
             delay=self.delay(self.table.get("delay", 0)),
+            keyless=self.allows("keyless"),
+            closed_to_strangers=not self.allows("strangers") and (self.added or is_private_host(host)),
+            places=KeyPlaces.of(
+                (header for each in protocols for header in each.credential.headers),
+                (each.credential.query for each in protocols if each.credential.query is not None),
+            ),
             scheme=scheme,
             host=host,
             port=port,
@@ -188,6 +202,12 @@ class _Builder:
             ),
             _completions=_completions(prefix, others),
         )
+
+    def allows(self, key: str) -> bool:
+        value = self.table.get(key, "refuse")
+        if value not in ("refuse", "allow"):
+            raise self.takes(key, "refuse or allow")
+        return bool(value == "allow")
 
     def takes(self, key: str, what: str) -> ConfigurationError:
         return ConfigurationError(f"services.{self.name}.{key} takes {what}")

@@ -18,6 +18,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from ..client.responses import Dialect
 from ..exceptions import InvalidRequest
+from .key_places import KeyPlaces
 
 __all__ = [
     "PLACEHOLDER",
@@ -223,6 +224,9 @@ class Service:
         default_headers: raw headers that are sent where the client sent none of that name.
         embedded: answered inside this process (`dummy`).
         delay: seconds between streamed pieces of an embedded service.
+        keyless: whether a token may reach it without a credential (`authSecret` "").
+        closed_to_strangers: whether tokens that anybody can mint reach it from this machine only.
+        places: where a request may carry its API key.
         scheme, host, port, host_header, base_path: the parts of `base_url`; empty and 0 without one. `host` is without
             brackets, `host_header` is what belongs into `Host`, `base_path` has no slash at its end.
         origin: (scheme, host, port).
@@ -238,6 +242,9 @@ class Service:
     default_headers: tuple[tuple[bytes, bytes], ...]
     embedded: bool
     delay: float
+    keyless: bool
+    closed_to_strangers: bool
+    places: KeyPlaces = field(repr=False)
     scheme: str
     host: str
     port: int
