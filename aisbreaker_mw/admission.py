@@ -16,21 +16,24 @@ from .client.body import RequestBody
 from .client.exchange import Exchange
 from .client.host import HostNames, requested_host
 from .client.loopback import comes_from_this_machine
+from .client.loops import PASSED_HEADER, LoopGuard
 from .client.page import from_own_page
 from .credentials import carriers
 from .credentials.authorizer import SecretInUse
-from .exceptions import InvalidToken, MissingCredential, NotFound, ServiceNotAllowed
+from .exceptions import InvalidToken, MethodNotAllowed, MissingCredential, NotFound, ServiceNotAllowed
 from .http1.fields import RawHeaders, get
 from .quotas import Buckets
 from .quotas.buckets import BucketPlan
 from .services.engine_reader import EngineReader
-from .services.key_places import COMMON_HEADERS
 from .services.service import RouteMatch, Service
 from .tokens.claims import TokenClaims
 from .tokens.sealer import TokenSealer
 
 __all__ = ["Admission", "AdmissionPolicy", "Admissions", "ServiceRequest"]
 
+# Not TRACE, whose response would repeat the credential, nor CONNECT, which would make a tunnel.
+_REFUSED_METHODS = frozenset({"TRACE", "TRACK", "CONNECT"})
+_USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _FOREIGN = "The API key is no aisbreaker_... token."
 _KEYLESS = "The token has no credential for this service, which takes no requests without one (services.<name>.keyless)."
 _STRANGERS = "A token that anybody can mint reaches this service only on the server's own machine (services.<name>.strangers)."
@@ -138,7 +141,7 @@ class Admissions:
         self._hosts = hosts
         self._plan = plan
         self._policy = policy
-        self._not_forwarded_with_token = policy.not_forwarded | COMMON_HEADERS
+        self._loops = LoopGuard()
         self._decisions: dict[_Key | None, Admission] = {}
 
     async def admit(self, request: ServiceRequest, body: RequestBody, exchange: Exchange) -> Admission:
@@ -197,6 +200,8 @@ class Admissions:
     ) -> Admission:
         """Decide about a request that is not remembered: find its credential, and the token's secret for it."""
         service, scope, client, policy = request.service, request.scope, request.client, self._policy
+        if scope["method"] in _REFUSED_METHODS:
+            raise MethodNotAllowed(*_USUAL_METHODS)
         if not service.available:
             raise NotFound("This service has no base URL on this server.")
         headers, query = scope["headers"], scope.get("query_string", b"")
@@ -204,6 +209,13 @@ class Admissions:
         found = carriers.find(headers, query, service.places)
         lasting = not carriers.has_unchecked_token(headers)
         checks: list[Callable[[Scope], None]] = []
+        passed: RawHeaders = []
+        dropped = policy.not_forwarded
+        if service.is_network:
+            checks.append(self._loops.check)
+            passed.append(self._loops.header)
+        else:
+            dropped |= {PASSED_HEADER}
         token = found.token
         if token is None and not found.foreign and policy.default_token is not None:
             self._check_default_token(scope)
@@ -220,9 +232,10 @@ class Admissions:
                 service_id=route.service_id,
                 claims=None,
                 secret=None,
-                credential=[],
-                dropped=policy.not_forwarded,
+                credential=passed,
+                dropped=dropped,
                 buckets=self._plan.for_request(client, None),
+                checks=tuple(checks),
                 lasting=lasting,
             )
 
@@ -244,8 +257,8 @@ class Admissions:
             service_id=exchange.service_id,
             claims=claims,
             secret=None if by_headers else SecretInUse(secret, style, token, claims.jti),
-            credential=style.headers_for(credential),
-            dropped=self._not_forwarded_with_token | style.header_names,
+            credential=[*style.headers_for(credential), *passed],
+            dropped=dropped | service.places.header_names,
             buckets=self._plan.for_request(client, claims),
             checks=tuple(checks),
             lasting=lasting and not engine.used,

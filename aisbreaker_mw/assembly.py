@@ -13,7 +13,7 @@ from .endpoints.endpoints import Endpoints
 from .endpoints.token import MintingPolicy, TokenEndpoint
 from .exceptions import ConfigurationError
 from .guard import Guard
-from .http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
+from .http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, OVERRIDES, PAGE
 from .quotas import QuotaLimiter
 from .quotas.buckets import BucketPlan
 from .quotas.gate import QuotaGate
@@ -30,7 +30,7 @@ from .upstream.websocket import WebSocketProxy
 __all__ = ["Parts", "assemble"]
 
 # The Host is the upstream's, and the server below us has met an expectation already (RFC 9110, 10.1.1).
-_NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
+_NOT_FORWARDED = HOP_BY_HOP | OVERRIDES | PAGE | {b"host", b"expect"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from aisbreaker_mw.credentials.carriers import CARRIERS
-from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
+from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, OVERRIDES, PAGE
 
 from .support import Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange
 
@@ -208,7 +208,7 @@ VALUES = st.one_of(
         [b"close", b"keep-alive, x-a", b"x-a", b"websocket", b"2", b"chunked", b"a, b", b"", b"h\xc3\xa9", b"\tx\t"]
     ),
 )
-DROPPED = HOP_BY_HOP | CARRIERS | CLIENT_ADDRESS | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
+DROPPED = HOP_BY_HOP | CARRIERS | CLIENT_ADDRESS | OVERRIDES | PAGE | {b"host", b"expect"}
 
 
 def expected(headers: list[tuple[bytes, bytes]], host: bytes, secret: bytes) -> list[tuple[bytes, bytes]]:

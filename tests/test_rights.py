@@ -415,3 +415,70 @@ def test_a_mounted_app_compares_paths_below_its_mount_point() -> None:
         token = mint(f"{base}/ai", ("chat:openai.com", "sk-1"))
         assert "Bearer sk-1" in httpx.get(f"{base}/ai/f%6fo", headers=bearer(token)).text
         assert "Bearer" not in httpx.get(f"{base}/ai/ai/foo", headers=bearer(token)).text
+
+
+# Methods, headers, loops
+
+
+@pytest.mark.parametrize("method", ["TRACE", "trace", "CONNECT"])
+def test_a_service_gets_no_trace(upstream: RecordingUpstream, method: str) -> None:
+    """It would repeat the credential. Our own server takes no CONNECT, and no method in lower case."""
+    with proxy(upstream) as base:
+        token = mint(base, ("", "sk-1"))
+        head = f"{method} /openai/v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        answer = raw_exchange(base, f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 405 " if method == "TRACE" else b"HTTP/1.1 4")
+        if method == "TRACE":
+            assert b"\r\nallow: GET, HEAD, POST" in answer
+        assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x_original_url",
+        "X_Forwarded_For",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-override-url",
+        "cf-connecting-ip",
+        "true-client-ip",
+        "x-client-ip",
+        "http2-settings",
+        "x-aisbreaker-passed",
+    ],
+)
+def test_a_header_that_others_understand_does_not_travel(upstream: RecordingUpstream, name: str) -> None:
+    with proxy(upstream) as base:
+        token = mint(base, ("", "sk-1"))
+        for _ in range(2):
+            assert ask(base, CHAT, token, **{name: "/v1/files", "x-harmless": "yes"}).status_code == 200
+            assert b"/v1/files" not in upstream.last.head
+            assert upstream.last.all(b"x-harmless") == [b"yes"]
+
+
+def test_a_request_that_comes_back_is_refused(upstream: RecordingUpstream) -> None:
+    """After its first return, however it comes back."""
+    with proxy(upstream, "network") as base:
+
+        def send_back(request: Any, connection: Any) -> bytes:
+            line, _, rest = request.raw.partition(b"\r\n")
+            target = line.replace(b" /", b" /network/", 1)
+            return raw_exchange(base, target + b"\r\nConnection: close\r\n" + rest.replace(upstream_host, own_host))
+
+        own_host, upstream_host = base[7:].encode(), upstream.url[7:].encode()
+        upstream.script = send_back
+        token = mint(base, ("aisbreaker:network", "{{secret}}"))
+        response = ask(base, "/network/x", token)
+        assert (response.status_code, response.json()["error"]["code"]) == (508, "loop_detected")
+        assert len(upstream.requests) == 1
+
+
+def test_a_chain_of_servers_has_an_end(upstream: RecordingUpstream) -> None:
+    with proxy(upstream, "network") as base:
+        token = mint(base, ("aisbreaker:network", "x"))
+        for passed, status in ((15, 200), (16, 508)):
+            fields = "X-AISBreaker-Passed: 00\r\n" * passed + f"Authorization: Bearer {token}\r\nConnection: close\r\n"
+            answer = raw_exchange(base, f"GET /network/x HTTP/1.1\r\nHost: {base[7:]}\r\n{fields}\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert len(upstream.last.all(b"x-aisbreaker-passed")) == 16

@@ -8,6 +8,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 HOP_BY_HOP = frozenset(
     {
         b"connection",
+        b"http2-settings",
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",
@@ -22,8 +23,14 @@ HOP_BY_HOP = frozenset(
 
 CLIENT_ADDRESS = frozenset(
     {
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
         b"forwarded",
+        b"true-client-ip",
         b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-port",
@@ -42,8 +49,17 @@ RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
 PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
 """What a browser tells of the page that calls. It was said to this origin; to the service, this server is the caller."""
 
-METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
-"""Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
+OVERRIDES = frozenset(
+    {
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-original-url",
+        b"x-override-url",
+        b"x-rewrite-url",
+    }
+)
+"""Headers that some servers take for the true method or path. What a token allows was judged by those that were sent."""
 
 
 # Values of Connection that name no header: what nearly every message has, and need not be taken apart.

@@ -22,13 +22,16 @@ class KeyPlaces:
         headers: schemes in lower case by header name; a key may stand behind one of them, or alone.
         queries: names of query parameters.
         own_headers: the names in `headers` that are this service's own, in order.
+        header_names: all names in `headers`.
     """
 
     headers: Mapping[bytes, frozenset[bytes]]
     queries: frozenset[str]
     own_headers: tuple[bytes, ...] = field(init=False)
+    header_names: frozenset[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "header_names", frozenset(self.headers))
         object.__setattr__(self, "own_headers", tuple(sorted(self.headers.keys() - COMMON_HEADERS)))
 
     @classmethod

@@ -258,6 +258,11 @@ class Service:
         object.__setattr__(self, "origin", (self.scheme, self.host, self.port))
 
     @property
+    def is_network(self) -> bool:
+        """Whether it is another AIsBreaker server."""
+        return self.vendor == "network"
+
+    @property
     def available(self) -> bool:
         """Whether requests can be answered: it is embedded, or has a base URL."""
         return self.embedded or self.base_url is not None
