@@ -17,13 +17,16 @@ import pytest
 
 import aisbreaker_mw.services.engine_reader
 from aisbreaker_mw.services.engines import LARGE_BODY_BYTES, read_engine
-from aisbreaker_mw.services.json_outline import LONG_STRING, MAX_OUTLINE_BYTES, outline
 
 from ..product.test_memory import Sink, resident
 from ..support import KEY, RecordingUpstream, bearer, mint, proxy, wait_until
 
 CHAT = "/openai/v1/chat/completions"
+
+
 MINI = "chat:openai.com/gpt-4o-mini"
+
+
 SCAN_LIMIT = 32 << 20
 
 
@@ -71,7 +74,11 @@ class Client:
 
 
 SENT_AS_MINI = (200, "Bearer sk-gpt-4o-mini")
+
+
 REFUSED = (403, None)
+
+
 AMBIGUOUS = (400, None)
 
 
@@ -249,12 +256,16 @@ AMBIGUITIES = [
     '[{"model":"gpt-4o-mini"}]',
     "{'model':'gpt-4o-mini'}",
 ]
+
+
 UNAMBIGUOUS = [
     '{"messages":[{"model":"gpt-4o"}],"model":"gpt-4o-mini"}',
     '{"model":"gpt-4o-mini","tools":{"model":"gpt-4o","x":{"model":"o1","model":"o1"}}}',
     '{"content":"\\"model\\":\\"gpt-4o\\"","model":"gpt-4o-mini"}',
     '{"model":"gpt-4o-min\\u0069"}',
 ]
+
+
 LONG = json.dumps("x" * LARGE_BODY_BYTES)
 
 
@@ -303,51 +314,3 @@ def test_large_bodies_are_read_in_a_thread(
     assert client.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI
     assert len(names) == 1
     assert names[0].startswith("asyncio_") is not in_loop
-
-
-# Outlines
-
-
-def outlined(text: str) -> Any:
-    return json.loads(outline(text.encode()))
-
-
-@pytest.mark.parametrize("inside", ["x" * 10_000, "é" * 10_000, '\\n\\"\\\\' * 5_000, "\\u00e9" * 3_000, "漢" * 1_000_000])
-def test_an_outline_has_the_same_structure_and_short_strings(inside: str) -> None:
-    text = f'{{"a":"{inside}","b":["{inside}",1,{{"{inside}" : "kept"}}],"model":"m","":"{inside[:60]}"}}'
-    plain, short = json.loads(text), outlined(text)
-    assert len(outline(text.encode())) < 2 * LONG_STRING + len(inside.encode())
-    assert list(short) == list(plain)
-    assert (short["model"], short[""], short["b"][1:]) == ("m", plain[""], plain["b"][1:])
-    assert 256 < len(short["a"]) < LONG_STRING
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"a":"' + "x" * 10_000,
-        '{"a":"' + "x" * 10_000 + "\n" + '"}',
-        '{"a":"' + "x" * 10_000 + '\\x"}',
-        '{"a":"' + "x" * 10_000 + '\\u12g4"}',
-        '{"a":"' + "x" * 10_000 + '\\"}',
-    ],
-    ids=["open", "control", "escape", "code", "escaped end"],
-)
-def test_what_is_left_out_was_json(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^must be valid JSON$"):
-        outline(text.encode())
-
-
-@pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\xc0\xae", b"\xe6\xbc"])
-def test_what_is_left_out_was_utf8(bad: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^must be UTF-8$"):
-        outline(b'{"a":"' + b"x" * (1 << 20) + bad + b'"}')
-    assert outline(b'{"a":"' + b"x" * ((1 << 20) - 7) + "é".encode() * 10 + b'"}')
-
-
-@pytest.mark.parametrize("part", [b'"",', b"[],", b'{"a":1},', b"1,"])
-def test_an_outline_is_bounded(part: bytes) -> None:
-    from aisbreaker_mw.exceptions import PayloadTooLarge
-
-    with pytest.raises(PayloadTooLarge, match="too many parts"):
-        outline(b'{"x":[' + part * (MAX_OUTLINE_BYTES // len(part) + 1) + b"0]}")

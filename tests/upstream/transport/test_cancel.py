@@ -15,21 +15,17 @@ from aisbreaker_mw.upstream.transport import HTTPTransport
 from aisbreaker_mw.upstream.transport.stream import ResponseStream
 
 from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
-from .test_transport import (
+from .support import (
     CHUNKED_HEADER,
     FINE,
     Body,
     Taker,
-    anyio_backend,
     collect,
     fetch,
     length,
     make_request,
     native_only,
-    stack,
 )
-
-__all__ = ["anyio_backend", "stack"]
 
 
 class Stepped:

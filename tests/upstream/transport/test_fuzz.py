@@ -18,9 +18,7 @@ from aisbreaker_mw.upstream.transport import HTTPTransport
 from aisbreaker_mw.upstream.transport.response import COMPLETE, ResponseReader
 
 from ...upstreams import BROKEN, LEFTOVER, MALFORMED, WHOLE, Answer, Peer, Upstream
-from .test_transport import FINE, anyio_backend, fetch, native_only, stack, timeouts
-
-__all__ = ["anyio_backend", "stack"]
+from .support import FINE, fetch, native_only, timeouts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 

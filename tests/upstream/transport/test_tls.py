@@ -14,20 +14,16 @@ from aisbreaker_mw.upstream.transport import HTTPTransport
 from aisbreaker_mw.upstream.transport.tls import default_context
 
 from ...upstreams import OK, WAIT, Peer, Upstream
-from .test_transport import (
+from .support import (
     FINE,
     always,
-    anyio_backend,
     collect,
     fetch,
     make_request,
     make_transport,
     native_only,
-    stack,
     timeouts,
 )
-
-__all__ = ["anyio_backend", "stack"]
 
 
 @pytest.fixture(scope="module")
