@@ -6,15 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from ..ports import free_port
-from ..support import KEY, WAIT, bearer, mint, wait_until
+from ..support import KEY, WAIT, bearer, mint, run_process, serve_process
 
 REQUEST = json.dumps(
     {
@@ -41,32 +39,6 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
     )
 
 
-@contextmanager
-def server(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", str(port), *arguments],
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    base = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        assert process.poll() is None, process.communicate()[1]
-        try:
-            return httpx.get(f"{base}/api/v1/ping").is_success
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_until(up, "the server's start", 20)
-        yield base, process
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-
-
 def test_keygen_prints_a_key_that_serves() -> None:
     first, second = run("keygen"), run("keygen")
     assert first.returncode == 0
@@ -79,7 +51,7 @@ def test_a_token_made_offline_opens_on_the_server_and_can_be_inspected() -> None
     made = run("token", "create", "--host", "127.0.0.1", stdin=REQUEST, AISBREAKER_KEY=KEY)
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
-    with server(AISBREAKER_KEY=KEY) as (base, _):
+    with serve_process(stderr=subprocess.PIPE, AISBREAKER_KEY=KEY) as (base, _):
         assert httpx.get(f"{base}/dummy/v1/models", headers=bearer(token)).status_code == 200
     for way in (("token", "inspect", token), ("token", "inspect", "-")):
         shown = run(*way, "--host", "127.0.0.1", stdin=token, AISBREAKER_KEY=KEY)
@@ -97,7 +69,7 @@ def test_a_token_made_offline_opens_on_the_server_and_can_be_inspected() -> None
 def test_a_token_made_through_a_server(tmp_path: Path) -> None:
     request = tmp_path / "request.json"
     request.write_text(REQUEST)
-    with server(AISBREAKER_KEY=KEY) as (base, _):
+    with serve_process(stderr=subprocess.PIPE, AISBREAKER_KEY=KEY) as (base, _):
         made = run("token", "create", "--server", base, "--request", str(request))
         assert made.returncode == 0, made.stderr
         answer = httpx.get(f"{base}/dummy/v1/models", headers=bearer(made.stdout.strip()))
@@ -147,7 +119,7 @@ def test_a_port_in_use() -> None:
 
 
 def test_without_a_key_one_is_made_for_the_run_and_never_printed() -> None:
-    with server() as (base, process):
+    with serve_process(stderr=subprocess.PIPE) as (base, process):
         token = mint(base, ("", ""))
         assert httpx.get(f"{base}/dummy/v1/models", headers=bearer(token)).status_code == 200
         process.send_signal(signal.SIGTERM)
@@ -167,7 +139,11 @@ def test_a_configuration_file(tmp_path: Path) -> None:
     assert effective["hosts"] == ["127.0.0.1"]
     assert effective["minting"]["mode"] == "off"
     assert KEY not in shown.stdout + shown.stderr
-    with server("--config", str(config), "--log-format", "json", AISBREAKER_KEY=KEY) as (base, process):
+    options = ("--config", str(config), "--log-format", "json")
+    with serve_process(*options, stderr=subprocess.PIPE, AISBREAKER_KEY=KEY) as (
+        base,
+        process,
+    ):
         refused = httpx.post(f"{base}/api/v1/oauth/token", json={})
         assert refused.json()["error"]["code"] == "minting_refused"
         process.terminate()
@@ -182,21 +158,11 @@ def test_a_configuration_file(tmp_path: Path) -> None:
 
 def test_the_factory_runs_under_uvicorn_itself() -> None:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "aisbreaker_mw:create_app", "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, "AISBREAKER_KEY": KEY}, stderr=subprocess.PIPE, text=True)
     base = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        try:
-            return httpx.get(f"{base}/api/v1/health").is_success
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_until(up, "the server's start")
+    command = ["uvicorn", "--factory", "aisbreaker_mw:create_app", "--port", str(port)]
+    with run_process(command, f"{base}/api/v1/health", stderr=subprocess.PIPE, AISBREAKER_KEY=KEY) as process:
         token = mint(base, ("", ""))
         assert httpx.get(f"{base}/dummy/v1/models?key={token}").status_code == 200
-    finally:
         process.terminate()
         _, told = process.communicate(timeout=10)
     assert token not in told

@@ -38,20 +38,20 @@ CONVERSED = json.dumps(
 
 
 @pytest.fixture
-def upstream() -> Iterator[RecordingUpstream]:
-    with RecordingUpstream() as upstream:
-        yield upstream
+def bedrock() -> Iterator[RecordingUpstream]:
+    with RecordingUpstream() as bedrock:
+        yield bedrock
 
 
-def at(upstream: RecordingUpstream) -> dict[str, Any]:
-    return {"bedrock": {"base_url": upstream.url, "credential": {"strategy": "aws-sigv4", "region": REGION}}}
+def at(bedrock: RecordingUpstream) -> dict[str, Any]:
+    return {"bedrock": {"base_url": bedrock.url, "credential": {"strategy": "aws-sigv4", "region": REGION}}}
 
 
 @pytest.fixture(params=["native", "httpx"])
-def base(request: pytest.FixtureRequest, upstream: RecordingUpstream) -> Iterator[str]:
-    configured = settings(services=at(upstream), upstream={"transport": request.param})
-    with serve(AIsBreakerMiddleware(None, configured, clock=lambda: NOW)) as base:
-        yield base
+def server(request: pytest.FixtureRequest, bedrock: RecordingUpstream) -> Iterator[str]:
+    configured = settings(services=at(bedrock), upstream={"transport": request.param})
+    with serve(AIsBreakerMiddleware(None, configured, clock=lambda: NOW)) as server:
+        yield server
 
 
 def signed_by_botocore(request: Recorded, monkeypatch: pytest.MonkeyPatch, token: str | None = None) -> dict[str, str]:
@@ -81,81 +81,81 @@ ARN = "arn%3Aaws%3Abedrock%3Aeu-west-1%3A123456789012%3Ainference-profile%2Feu.a
 @pytest.mark.parametrize("operation", ["invoke", "invoke-with-response-stream", "converse", "converse-stream"])
 @pytest.mark.parametrize("model", [MODEL, ESCAPED, ARN, "amazon.nova-lite-v1"], ids=["colon", "escaped", "arn", "plain"])
 def test_a_request_is_signed_as_it_is_sent(
-    base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, operation: str, model: str
+    server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, operation: str, model: str
 ) -> None:
-    token = mint(base, ("*:aws.amazon.com", f"{KEY_ID}:{SECRET_KEY}"))
+    token = mint(server, ("*:aws.amazon.com", f"{KEY_ID}:{SECRET_KEY}"))
     body = '{"messages":[{"role":"user","content":[{"text":"Zwölf"}]}]}'.encode()
     headers = {**bearer(token), "content-type": "application/json", "x-amz-extra": "a  b", "x-amzn-other": "1"}
     # httpx would escape anew what it is given as a string.
-    url = httpx.URL(base).copy_with(raw_path=f"/bedrock/model/{model}/{operation}".encode())
+    url = httpx.URL(server).copy_with(raw_path=f"/bedrock/model/{model}/{operation}".encode())
     assert httpx.post(url, content=body, headers=headers).status_code == 200
-    assert upstream.last.target == f"/model/{model}/{operation}".encode()
-    assert upstream.last.body == body
-    assert upstream.last.all(b"x-amzn-other") == [b"1"]
-    assert "SignedHeaders=content-type;host;x-amz-date;x-amz-extra," in upstream.last.all(b"authorization")[0].decode()
-    assert_signed(upstream.last, monkeypatch)
+    assert bedrock.last.target == f"/model/{model}/{operation}".encode()
+    assert bedrock.last.body == body
+    assert bedrock.last.all(b"x-amzn-other") == [b"1"]
+    assert "SignedHeaders=content-type;host;x-amz-date;x-amz-extra," in bedrock.last.all(b"authorization")[0].decode()
+    assert_signed(bedrock.last, monkeypatch)
 
 
-def test_a_temporary_key_has_a_session_token(base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}:session/token=="))
+def test_a_temporary_key_has_a_session_token(server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}:session/token=="))
     ours = {"x-amz-security-token": "mine", "x-amz-date": "20000101T000000Z", "x-amz-content-sha256": "0" * 64}
-    url = f"{base}/bedrock/model/m/converse"
+    url = f"{server}/bedrock/model/m/converse"
     assert httpx.post(url, json={}, headers={**bearer(token), **ours}).status_code == 200
-    assert upstream.last.all(b"x-amz-security-token") == [b"session/token=="]
-    assert upstream.last.all(b"x-amz-date") == [b"20231114T221320Z"]
-    assert upstream.last.all(b"x-amz-content-sha256") == []
-    assert_signed(upstream.last, monkeypatch, "session/token==")
+    assert bedrock.last.all(b"x-amz-security-token") == [b"session/token=="]
+    assert bedrock.last.all(b"x-amz-date") == [b"20231114T221320Z"]
+    assert bedrock.last.all(b"x-amz-content-sha256") == []
+    assert_signed(bedrock.last, monkeypatch, "session/token==")
 
 
 def test_a_chunked_body_arrives_with_its_length(
-    base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch
+    server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}"))
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}"))
     pieces = iter([b"x" * 300_000, b"y" * 300_000])
-    assert httpx.post(f"{base}/bedrock/model/m/invoke", content=pieces, headers=bearer(token)).status_code == 200
-    assert upstream.last.all(b"content-length") == [b"600000"]
-    assert upstream.last.all(b"transfer-encoding") == []
-    assert_signed(upstream.last, monkeypatch)
+    assert httpx.post(f"{server}/bedrock/model/m/invoke", content=pieces, headers=bearer(token)).status_code == 200
+    assert bedrock.last.all(b"content-length") == [b"600000"]
+    assert bedrock.last.all(b"transfer-encoding") == []
+    assert_signed(bedrock.last, monkeypatch)
 
 
-def test_a_query_and_no_body(base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}"))
-    response = httpx.get(f"{base}/bedrock/async-invoke?statusEquals=Completed&maxResults=2", headers=bearer(token))
+def test_a_query_and_no_body(server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}"))
+    response = httpx.get(f"{server}/bedrock/async-invoke?statusEquals=Completed&maxResults=2", headers=bearer(token))
     assert response.status_code == 200
-    assert_signed(upstream.last, monkeypatch)
+    assert_signed(bedrock.last, monkeypatch)
 
 
-def test_an_api_key_of_bedrocks_is_a_bearer_token(base: str, upstream: RecordingUpstream) -> None:
-    token = mint(base, ("", "ABSKQmVkcm9ja0FQSUtleQ=="))
-    assert httpx.post(f"{base}/bedrock/model/m/converse", json={}, headers=bearer(token)).status_code == 200
-    assert upstream.last.all(b"authorization") == [b"Bearer ABSKQmVkcm9ja0FQSUtleQ=="]
-    assert upstream.last.all(b"x-amz-date") == []
+def test_an_api_key_of_bedrocks_is_a_bearer_token(server: str, bedrock: RecordingUpstream) -> None:
+    token = mint(server, ("", "ABSKQmVkcm9ja0FQSUtleQ=="))
+    assert httpx.post(f"{server}/bedrock/model/m/converse", json={}, headers=bearer(token)).status_code == 200
+    assert bedrock.last.all(b"authorization") == [b"Bearer ABSKQmVkcm9ja0FQSUtleQ=="]
+    assert bedrock.last.all(b"x-amz-date") == []
 
 
-def test_a_body_over_the_bound_is_413(upstream: RecordingUpstream) -> None:
-    with proxy(services=at(upstream), upstream={"max_engine_scan_bytes": 1000}) as base:
-        token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}"))
-        response = httpx.post(f"{base}/bedrock/model/m/invoke", content=b"x" * 1001, headers=bearer(token))
+def test_a_body_over_the_bound_is_413(bedrock: RecordingUpstream) -> None:
+    with proxy(services=at(bedrock), upstream={"max_engine_scan_bytes": 1000}) as server:
+        token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}"))
+        response = httpx.post(f"{server}/bedrock/model/m/invoke", content=b"x" * 1001, headers=bearer(token))
     assert response.status_code == 413
     assert "signed" in response.json()["error"]["message"]
-    assert not upstream.requests
+    assert not bedrock.requests
 
 
-def test_the_engine_is_the_model(base: str, upstream: RecordingUpstream) -> None:
-    token = mint(base, (f"chat:aws.amazon.com/{MODEL}", f"{KEY_ID}:{SECRET_KEY}"))
+def test_the_engine_is_the_model(server: str, bedrock: RecordingUpstream) -> None:
+    token = mint(server, (f"chat:aws.amazon.com/{MODEL}", f"{KEY_ID}:{SECRET_KEY}"))
     for model, status in ((MODEL, 200), (ESCAPED, 200), (ESCAPED.replace("%3A", "%3a"), 200), ("amazon.nova", 403)):
-        url = httpx.URL(base).copy_with(raw_path=f"/bedrock/model/{model}/converse".encode())
+        url = httpx.URL(server).copy_with(raw_path=f"/bedrock/model/{model}/converse".encode())
         assert httpx.post(url, json={}, headers=bearer(token)).status_code == status
-    assert httpx.post(f"{base}/bedrock/model/{MODEL}/invoke", json={}, headers=bearer(token)).status_code == 403
-    assert len(upstream.requests) == 3
+    assert httpx.post(f"{server}/bedrock/model/{MODEL}/invoke", json={}, headers=bearer(token)).status_code == 403
+    assert len(bedrock.requests) == 3
 
 
-def test_event_streams_pass(base: str, upstream: RecordingUpstream) -> None:
+def test_event_streams_pass(server: str, bedrock: RecordingUpstream) -> None:
     body = bytes(range(256)) * 10
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    upstream.script = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}"))
-    response = httpx.post(f"{base}/bedrock/model/m/converse-stream", json={}, headers=bearer(token))
+    bedrock.script = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}"))
+    response = httpx.post(f"{server}/bedrock/model/m/converse-stream", json={}, headers=bearer(token))
     assert response.headers["content-type"] == "application/vnd.amazon.eventstream"
     assert response.content == body
 
@@ -242,42 +242,42 @@ async def test_awss_vectors(
         (b"429 Too Many Requests", b"ThrottlingException", 429),
     ],
 )
-def test_what_aws_refuses(base: str, upstream: RecordingUpstream, status: bytes, kind: bytes, answered: int) -> None:
+def test_what_aws_refuses(server: str, bedrock: RecordingUpstream, status: bytes, kind: bytes, answered: int) -> None:
     # The text for a bad signature quotes what should have been signed, a session token included.
-    upstream.script = ok(b'{"message":"x-amz-security-token:SENTINEL"}', b"x-amzn-ErrorType: " + kind, status=status)
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}:SENTINEL"))
-    response = httpx.post(f"{base}/bedrock/model/m/converse", json={}, headers=bearer(token))
+    bedrock.script = ok(b'{"message":"x-amz-security-token:SENTINEL"}', b"x-amzn-ErrorType: " + kind, status=status)
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}:SENTINEL"))
+    response = httpx.post(f"{server}/bedrock/model/m/converse", json={}, headers=bearer(token))
     assert response.status_code == answered
     assert ("SENTINEL" in response.text) is (answered != 502)
 
 
 @pytest.mark.parametrize("length", [None, 20, 20_000], ids=["chunked", "short", "long"])
 def test_several_keys_take_turns(
-    base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, length: int | None
+    server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, length: int | None
 ) -> None:
     def answer(request: Recorded, connection: socket.socket) -> bytes:
         if b"AKIDOTHER" in request.all(b"authorization")[0]:
             return ok(b"{}", b"x-amzn-ErrorType: UnrecognizedClientException", status=b"403 Forbidden")
         return ok()
 
-    upstream.script = answer
+    bedrock.script = answer
     wanted = {"serviceSecrets": [{"serviceId": "", "authSecret": ["AKIDOTHER:x", f"{KEY_ID}:{SECRET_KEY}"]}]}
-    token = httpx.post(f"{base}/api/v1/oauth/token", json={"requestAuthAndQuotas": wanted}).json()["access_token"]
+    token = httpx.post(f"{server}/api/v1/oauth/token", json={"requestAuthAndQuotas": wanted}).json()["access_token"]
     body = b"first second" if length is None else b"x" * length
     content = iter([body[:6], body[6:]]) if length is None else body
-    assert httpx.post(f"{base}/bedrock/model/m/converse", content=content, headers=bearer(token)).status_code == 200
-    assert [request.body for request in upstream.requests] == [body] * 2
-    assert_signed(upstream.last, monkeypatch)
+    assert httpx.post(f"{server}/bedrock/model/m/converse", content=content, headers=bearer(token)).status_code == 200
+    assert [request.body for request in bedrock.requests] == [body] * 2
+    assert_signed(bedrock.last, monkeypatch)
 
 
 def test_a_missing_library_is_told_to_the_operator_alone(
-    base: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "botocore.auth", None)
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}"))
-    response = httpx.post(f"{base}/bedrock/model/m/converse", json={}, headers=bearer(token))
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}"))
+    response = httpx.post(f"{server}/bedrock/model/m/converse", json={}, headers=bearer(token))
     assert (response.status_code, response.json()["error"]["code"]) == (500, "credential_unsupported")
     assert "install aisbreaker-mw[bedrock]" in caplog.text
 
@@ -295,10 +295,10 @@ def test_check_config_tells_which_library_is_missing(monkeypatch: pytest.MonkeyP
     assert "services.vertex: can't make its credentials: install aisbreaker-mw[vertex]" in told
 
 
-def test_no_log_has_a_secret(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    token = mint(base, ("", f"{KEY_ID}:{SECRET_KEY}:SENTINEL"))
+def test_no_log_has_a_secret(server: str, caplog: pytest.LogCaptureFixture) -> None:
+    token = mint(server, ("", f"{KEY_ID}:{SECRET_KEY}:SENTINEL"))
     with caplog.at_level(logging.DEBUG):
-        httpx.post(f"{base}/bedrock/model/m/converse", json={}, headers=bearer(token))
+        httpx.post(f"{server}/bedrock/model/m/converse", json={}, headers=bearer(token))
     assert "SENTINEL" not in caplog.text
     assert SECRET_KEY not in caplog.text
 
@@ -306,13 +306,13 @@ def test_no_log_has_a_secret(base: str, caplog: pytest.LogCaptureFixture) -> Non
 # Clients
 
 
-def test_awss_sdk(base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_awss_sdk(server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
 
-    upstream.script = ok(CONVERSED)
-    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", mint(base, ("chat:aws.amazon.com", f"{KEY_ID}:{SECRET_KEY}")))
+    bedrock.script = ok(CONVERSED)
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", mint(server, ("chat:aws.amazon.com", f"{KEY_ID}:{SECRET_KEY}")))
     # The SDK sends a Bearer token to https alone; behind that, and for no other reason, there is no TLS here.
-    https = base.replace("http://", "https://")
+    https = server.replace("http://", "https://")
     client = boto3.client("bedrock-runtime", endpoint_url=f"{https}/bedrock", region_name="us-east-1")
 
     def without_tls(request: Any, **_: Any) -> None:
@@ -322,25 +322,27 @@ def test_awss_sdk(base: str, upstream: RecordingUpstream, monkeypatch: pytest.Mo
     try:
         answer = client.converse(modelId=MODEL, messages=[{"role": "user", "content": [{"text": "Hi"}]}])
         assert answer["output"]["message"]["content"] == [{"text": "Hello"}]
-        assert upstream.last.target == f"/model/{ESCAPED}/converse".encode()
-        assert_signed(upstream.last, monkeypatch)
+        assert bedrock.last.target == f"/model/{ESCAPED}/converse".encode()
+        assert_signed(bedrock.last, monkeypatch)
     finally:
         client.close()
 
 
-def test_anthropics_sdk(base: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anthropics_sdk(server: str, bedrock: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     import anthropic
 
-    upstream.script = ok(
+    bedrock.script = ok(
         b'{"id":"msg_1","type":"message","role":"assistant","model":"c","content":[{"type":"text","text":"Hello"}],'
         b'"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":1,"output_tokens":1}}'
     )
-    token = mint(base, (f"inference:aws.amazon.com/{MODEL}", f"{KEY_ID}:{SECRET_KEY}"))
-    with anthropic.AnthropicBedrock(base_url=f"{base}/bedrock", api_key=token, aws_region="us-east-1", max_retries=0) as client:
+    token = mint(server, (f"inference:aws.amazon.com/{MODEL}", f"{KEY_ID}:{SECRET_KEY}"))
+    with anthropic.AnthropicBedrock(
+        base_url=f"{server}/bedrock", api_key=token, aws_region="us-east-1", max_retries=0
+    ) as client:
         message = client.messages.create(model=MODEL, max_tokens=5, messages=[{"role": "user", "content": "Hi"}])
     assert message.content[0].type == "text"
-    assert upstream.last.target == f"/model/{MODEL}/invoke".encode()
-    assert_signed(upstream.last, monkeypatch)
+    assert bedrock.last.target == f"/model/{MODEL}/invoke".encode()
+    assert_signed(bedrock.last, monkeypatch)
 
 
 # Configuration

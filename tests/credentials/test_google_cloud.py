@@ -1,5 +1,6 @@
 """Google Vertex AI: accounts become access tokens, once, at the one endpoint that is configured."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -16,8 +17,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from aisbreaker_mw import AIsBreakerMiddleware
+from aisbreaker_mw.client.body import RequestBody
+from aisbreaker_mw.upstream.request import UpstreamRequest
 from aisbreaker_mw.credentials.google_cloud import ACCOUNT_PREFIX, GoogleCloudStrategy
 
+from ..upstreams import until
 from ..support import WAIT, Recorded, RecordingUpstream, bearer, mint, ok, serve, settings, wait_until
 
 NOW = 1_700_000_000.0
@@ -314,18 +318,40 @@ def test_no_log_has_a_secret(google: Google, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.anyio
+REQUEST = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
+BODY = RequestBody(None, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1], ids=["the one that began it", "one that waits along"])
+async def test_a_cancelled_request_does_not_end_the_exchange_that_others_wait_for(cancelled: int) -> None:
+    asked: list[httpx.Request] = []
+    gate = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        await gate.wait()
+        return httpx.Response(200, json={"access_token": "t", "expires_in": 3600})
+
+    transport = httpx.MockTransport(answer)
+    strategy = GoogleCloudStrategy(lambda: transport, token_url="https://x.example/token", clock=Clock())
+    waiting = [asyncio.create_task(strategy.authorize(REQUEST, BODY, encoded(USER))) for _ in range(3)]
+    await until(lambda: asked, "the exchange")
+    waiting.pop(cancelled).cancel()
+    for _ in range(5):  # steps in which the cancellation would reach the exchange
+        await asyncio.sleep(0)
+    gate.set()
+    authorized = await asyncio.gather(*waiting)
+    assert [dict(request.headers)[b"authorization"] for request in authorized] == [b"Bearer t"] * 2
+    assert len(asked) == 1
+
+
 async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
     def transport() -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(lambda _: httpx.Response(200, json={"access_token": "t", "expires_in": 3600}))
 
-    from aisbreaker_mw.client.body import RequestBody
-    from aisbreaker_mw.upstream.request import UpstreamRequest
-
     strategy = GoogleCloudStrategy(transport, token_url="https://x.example/token", clock=Clock(), max_entries=3)
-    request = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
-    body = RequestBody(None, 0)  # type: ignore[arg-type]
     for number in range(10):
-        await strategy.authorize(request, body, encoded({**USER, "client_id": str(number)}))
+        await strategy.authorize(REQUEST, BODY, encoded({**USER, "client_id": str(number)}))
     assert len(strategy._cache) == 3
     assert all(isinstance(key, bytes) and len(key) == 32 for key in strategy._cache)
     assert not strategy._exchanges

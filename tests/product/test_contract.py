@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -50,18 +49,6 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[RecordingUpstream]:
-    with RecordingUpstream(ok(b'{"id":"1"}', b"X-Request-Id: theirs")) as recording:
-        yield recording
-
-
-@pytest.fixture(scope="module")
-def base(upstream: RecordingUpstream) -> Iterator[str]:
-    with proxy(upstream, "openai", "mistral", "anthropic") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def minted(base: str) -> dict[str, object]:
     shell = run(MINT, HOSTPORT=base, OPENAI_API_KEY=SECRET)
     assert shell.returncode == 0, shell.stderr
@@ -86,6 +73,7 @@ def test_the_request_pasted_as_it_stands_gives_a_token(minted: dict[str, object]
 
 
 def test_openai_receives_the_sealed_key_and_no_trace_of_the_token(base: str, token: str, upstream: RecordingUpstream) -> None:
+    upstream.script = ok(b'{"id":"1"}', b"X-Request-Id: theirs")
     response = httpx.post(f"{base}/openai/v1/chat/completions", json=CHAT, headers=bearer(token))
     assert response.status_code == 200
     assert response.json() == {"id": "1"}

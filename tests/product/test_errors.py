@@ -1,29 +1,15 @@
 """Each row of the table of errors, from outside, in the dialect of the route's SDK."""
 
 import socket
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from ..ports import free_port
-from ..support import RecordingUpstream, bearer, mint, ok, proxy
+from ..support import AIsBreakerMiddleware, RecordingUpstream, bearer, mint, ok, proxy, serve, settings, wait_until
 
 CHAT = {"model": "m", "messages": []}
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[RecordingUpstream]:
-    with RecordingUpstream() as recording:
-        yield recording
-
-
-@pytest.fixture(scope="module")
-def base(upstream: RecordingUpstream) -> Iterator[str]:
-    with proxy(upstream, "openai", "anthropic", "gemini") as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +56,14 @@ def test_credentials_that_do_not_open(base: str, credential: str) -> None:
     assert credential not in str(response.headers)
 
 
-def test_an_expired_token(base: str) -> None:
-    token = mint(base, ("", ""), expirationTimeSpan="1s")
-    time.sleep(1.1)  # the only clock here is the server's
-    response = httpx.post(f"{base}/dummy/v1/chat/completions", json=CHAT, headers=bearer(token))
+def test_an_expired_token() -> None:
+    now = [1_700_000_000.0]
+    with serve(AIsBreakerMiddleware(None, settings(), clock=lambda: now[0])) as base:
+        token = mint(base, ("", ""), expirationTimeSpan="1h")
+        now[0] += 3599
+        assert httpx.get(f"{base}/dummy/v1/models", headers=bearer(token)).status_code == 200
+        now[0] += 1
+        response = httpx.post(f"{base}/dummy/v1/chat/completions", json=CHAT, headers=bearer(token))
     assert (response.status_code, code(response)) == (401, "invalid_token")
     assert "expired" in response.json()["error"]["message"]
 
@@ -187,10 +177,9 @@ def test_no_free_connection_within_the_pool_timeout() -> None:
 
             first = Thread(target=wait)
             first.start()
-            from ..support import wait_until
 
             wait_until(lambda: upstream.requests)
-            response = httpx.post(url, json=CHAT, headers=bearer(token))
+            response = httpx.post(f"{base}/dummy/v1/chat/completions", json=CHAT, headers=bearer(token))
             first.join()
     assert (response.status_code, code(response)) == (503, "upstream_busy")
     assert response.headers["retry-after"] == "1"

@@ -25,26 +25,20 @@ SECRETS = (("chat:openai.com", "sk-chat"), ("*:openai.com", "sk-other"))
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[RecordingUpstream]:
-    with RecordingUpstream() as recording:
-        yield recording
-
-
-@pytest.fixture(scope="module")
-def base(upstream: RecordingUpstream) -> Iterator[str]:
+def server(upstream: RecordingUpstream) -> Iterator[str]:
     services = {"nested": {"like": "openai", "vendor": "nested.example", "base_url": f"{upstream.url}/inner/api"}}
     with proxy(upstream, "openai", "anthropic", services=services) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def token(base: str) -> bytes:
-    return mint(base, *SECRETS, ("*:nested.example", "sk-nested")).encode()
+def token(server: str) -> bytes:
+    return mint(server, *SECRETS, ("*:nested.example", "sk-nested")).encode()
 
 
-def ask(base: str, token: bytes, target: bytes = CHAT, *headers: bytes, method: bytes = b"GET", body: bytes = b"") -> bytes:
+def ask(server: str, token: bytes, target: bytes = CHAT, *headers: bytes, method: bytes = b"GET", body: bytes = b"") -> bytes:
     lines = [method + b" " + target + b" HTTP/1.1", b"Host: 127.0.0.1", b"Authorization: Bearer " + token, *headers]
-    return raw_exchange(base, b"\r\n".join([*lines, b"Connection: close", b"", body]))
+    return raw_exchange(server, b"\r\n".join([*lines, b"Connection: close", b"", body]))
 
 
 def status(answer: bytes) -> int:
@@ -72,26 +66,26 @@ def status(answer: bytes) -> int:
     ],
 )
 def test_what_is_of_this_connection_or_origin_does_not_travel(
-    base: str, token: bytes, upstream: RecordingUpstream, sent: list[bytes], absent: bytes
+    server: str, token: bytes, upstream: RecordingUpstream, sent: list[bytes], absent: bytes
 ) -> None:
     lines = [b"GET " + CHAT + b" HTTP/1.1", b"Host: 127.0.0.1", b"Authorization: Bearer " + token, *sent]
-    with connect(base) as client:
+    with connect(server) as client:
         client.sendall(b"\r\n".join([*lines, b"", b""]))
         assert status(client.recv(65536)) == 200
     assert upstream.last.all(absent) == []
 
 
-def test_an_upgrade_request_keeps_its_body(base: str, token: bytes, upstream: RecordingUpstream) -> None:
-    answer = ask(base, token, CHAT, b"Upgrade: h2c", b"Content-Length: 4", method=b"POST", body=b"body")
+def test_an_upgrade_request_keeps_its_body(server: str, token: bytes, upstream: RecordingUpstream) -> None:
+    answer = ask(server, token, CHAT, b"Upgrade: h2c", b"Content-Length: 4", method=b"POST", body=b"body")
     assert status(answer) == 200
     assert upstream.last.body == b"body"
 
 
 @pytest.mark.parametrize(("sent", "received"), [([b"User-Agent:"], [b""]), ([b"User-Agent: x/1 (y)"], [b"x/1 (y)"]), ([], [])])
 def test_the_user_agent_is_the_clients(
-    base: str, token: bytes, upstream: RecordingUpstream, sent: list[bytes], received: list[bytes]
+    server: str, token: bytes, upstream: RecordingUpstream, sent: list[bytes], received: list[bytes]
 ) -> None:
-    assert status(ask(base, token, CHAT, *sent)) == 200
+    assert status(ask(server, token, CHAT, *sent)) == 200
     assert upstream.last.all(b"user-agent") == received
     assert upstream.last.all(b"accept") == upstream.last.all(b"accept-encoding") == []
 
@@ -101,10 +95,10 @@ def test_trailers_are_dropped_in_both_directions() -> None:
         head = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n"
         return head + b"2\r\nok\r\n0\r\nX-Sum: 1\r\nX-Unannounced: 2\r\n\r\n"
 
-    with RecordingUpstream(script) as upstream, proxy(upstream) as base:
-        token = mint(base, ("", "sk")).encode()
+    with RecordingUpstream(script) as upstream, proxy(upstream) as server:
+        token = mint(server, ("", "sk")).encode()
         body = b"2\r\nhi\r\n0\r\nAuthorization: Bearer evil\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
-        answer = ask(base, token, CHAT, b"Transfer-Encoding: chunked", b"Trailer: X-Sum", method=b"POST", body=body)
+        answer = ask(server, token, CHAT, b"Transfer-Encoding: chunked", b"Trailer: X-Sum", method=b"POST", body=body)
     head, _, rest = answer.partition(b"\r\n\r\n")
     assert b"trailer" not in head.lower()
     assert rest == b"2\r\nok\r\n0\r\n\r\n"
@@ -114,8 +108,8 @@ def test_trailers_are_dropped_in_both_directions() -> None:
 
 def test_interim_answers_are_dropped_with_their_headers() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nConnection: x-secret\r\nX-Secret: 1\r\n\r\n"
-    with RecordingUpstream(interim + ok(b"{}")) as upstream, proxy(upstream) as base:
-        answer = ask(base, mint(base, ("", "sk")).encode())
+    with RecordingUpstream(interim + ok(b"{}")) as upstream, proxy(upstream) as server:
+        answer = ask(server, mint(server, ("", "sk")).encode())
     assert status(answer) == 200
     assert b"103" not in answer
     assert b"x-secret" not in answer.lower()
@@ -142,9 +136,9 @@ def test_interim_answers_are_dropped_with_their_headers() -> None:
         b"/nested/%2e%2e/x",
     ],
 )
-def test_paths_that_try_to_get_somewhere_else(base: str, token: bytes, upstream: RecordingUpstream, path: bytes) -> None:
+def test_paths_that_try_to_get_somewhere_else(server: str, token: bytes, upstream: RecordingUpstream, path: bytes) -> None:
     before = len(upstream.requests)
-    assert 400 <= status(ask(base, token, path)) < 500
+    assert 400 <= status(ask(server, token, path)) < 500
     assert len(upstream.requests) == before
 
 
@@ -164,9 +158,9 @@ def test_paths_that_try_to_get_somewhere_else(base: str, token: bytes, upstream:
     ],
 )
 def test_an_unusual_spelling_reaches_the_service_and_no_other_secret(
-    base: str, token: bytes, upstream: RecordingUpstream, path: bytes, target: bytes, secret: bytes
+    server: str, token: bytes, upstream: RecordingUpstream, path: bytes, target: bytes, secret: bytes
 ) -> None:
-    assert status(ask(base, token, path, b"Content-Length: 2", method=b"POST", body=b"{}")) == 200
+    assert status(ask(server, token, path, b"Content-Length: 2", method=b"POST", body=b"{}")) == 200
     assert upstream.last.target == target
     assert upstream.last.all(b"authorization") == [b"Bearer " + secret]
     assert upstream.last.all(b"host") == [upstream.url.removeprefix("http://").encode()]
@@ -230,12 +224,12 @@ def expected(headers: list[tuple[bytes, bytes]], host: bytes, secret: bytes) -> 
 @example(b"?a=%zz&b=[]|^", [(b"x-a", b"1"), (b"connection", b"x-a")])
 @example(b"", [(b"host", b"evil.example")])
 def test_either_exactly_what_was_sent_or_an_error(
-    base: str, token: bytes, upstream: RecordingUpstream, tail: bytes, headers: list[tuple[bytes, bytes]]
+    server: str, token: bytes, upstream: RecordingUpstream, tail: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
     before = len(upstream.requests)
     target = b"/openai/v1/files" + tail
     # Where a header announces a body, this is one; where none does, nothing is read behind a head that says close.
-    answer = ask(base, token, target, *(name + b": " + value for name, value in headers), body=b"0\r\n\r\n")
+    answer = ask(server, token, target, *(name + b": " + value for name, value in headers), body=b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 "), answer
     event(f"status {status(answer)}")
     if status(answer) >= 400:

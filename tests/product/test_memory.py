@@ -1,9 +1,6 @@
 """Bodies are streamed, not collected: the server's memory stays where it is while 200 MB pass."""
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..ports import free_port
-from ..support import KEY, RecordingUpstream, bearer, mint, ok, wait_until
+from ..support import KEY, RecordingUpstream, bearer, mint, ok, serve_process
 
 SIZE = 200 * 1024 * 1024
 PIECE = b"x" * 65_536
@@ -67,26 +63,13 @@ def script(request: Any, connection: socket.socket) -> object:
 @pytest.mark.parametrize("transport", ["native", "httpx"])
 def test_200_megabytes_each_way(transport: str) -> None:
     with Sink(script) as upstream:
-        port = free_port()
         environment = {
-            **os.environ,
             "AISBREAKER_KEY": KEY,
             "AISBREAKER_SERVICES__OPENAI__BASE_URL": upstream.url,
             "AISBREAKER_UPSTREAM__TRANSPORT": transport,
             "AISBREAKER_LOG_LEVEL": "WARNING",
         }
-        command = [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", str(port)]
-        process = subprocess.Popen(command, env=environment)
-        try:
-            base = f"http://127.0.0.1:{port}"
-
-            def up() -> bool:
-                try:
-                    return httpx.get(f"{base}/api/v1/ping").is_success
-                except httpx.TransportError:
-                    return False
-
-            wait_until(up, "the server's start")
+        with serve_process(**environment) as (base, process):
             token = mint(base, ("", "sk"))
             assert httpx.get(f"{base}/openai/v1/files", headers=bearer(token)).is_success
             before = resident(process.pid)
@@ -104,6 +87,4 @@ def test_200_megabytes_each_way(transport: str) -> None:
                     received += len(piece)
             assert received == SIZE
             assert resident(process.pid) - before < ALLOWED_GROWTH
-        finally:
-            process.terminate()
-            assert process.wait(10) == 0
+    assert process.returncode == 0

@@ -1,29 +1,15 @@
 """The sample app, run as its docstring says."""
 
-import os
-import subprocess
-import sys
-
 import httpx
 
 from ..ports import free_port
-from ..support import bearer, mint, wait_until
+from ..support import bearer, mint, run_process
 
 
 def test_the_sample_app() -> None:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "sample_app.main:app", "--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen(command, env=dict(os.environ))
     base = f"http://127.0.0.1:{port}"
-    try:
-
-        def up() -> bool:
-            try:
-                return httpx.get(base).is_success
-            except httpx.TransportError:
-                return False
-
-        wait_until(up, "the app's start")
+    with run_process(["uvicorn", "sample_app.main:app", "--port", str(port), "--log-level", "error"], base):
         assert "An app of one's own" in httpx.get(base).text
         assert httpx.post(f"{base}/api/v1/foo").status_code == 401
         token = mint(base, ("chat:openai.com", "sk-1"))
@@ -38,6 +24,3 @@ def test_the_sample_app() -> None:
             headers=bearer(mint(base, ("", ""))),
         )
         assert chat.status_code == 200
-    finally:
-        process.terminate()
-        process.wait(10)

@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ..ports import free_port
 from ..quotas.servers import Valkey, cluster
-from ..support import KEY, bearer, mint, wait_until
+from ..support import KEY, bearer, mint, serve_process, wait_until
 
 REQUESTS = 1_000
 CONNECTIONS = 50
@@ -22,26 +18,11 @@ CONNECTIONS = 50
 
 @contextlib.contextmanager
 def server(*arguments: str, port: int | None = None, **environment: str) -> Iterator[str]:
-    """Run `aisbreaker serve` as a person would; gives its base URL."""
-    port = port or free_port()
-    command = [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", str(port), *arguments]
+    """Run `aisbreaker serve`; gives its base URL. It ends without an error."""
     environment = {"AISBREAKER_KEY": KEY, "AISBREAKER_LOG_LEVEL": "WARNING", **environment}
-    process = subprocess.Popen(command, env={**os.environ, **environment})
-    base = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        assert process.poll() is None
-        try:
-            return httpx.get(f"{base}/api/v1/ping").is_success
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_until(up, "the server's start", 20)
+    with serve_process(*arguments, port=port, **environment) as (base, process):
         yield base
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
+    assert process.returncode == 0
 
 
 def token_of(base: str, **limits: int) -> str:

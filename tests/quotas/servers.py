@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,20 +21,10 @@ from aisbreaker_mw.quotas import Bucket, QuotaLimiter
 from aisbreaker_mw.quotas.embedded import find_server
 
 from ..ports import free_port
+from ..support import wait_until as wait_for_it
 
-START_TIMEOUT = 10.0
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = START_TIMEOUT) -> None:
-    """Poll until a condition holds; an error of the client means that it does not hold yet."""
-    deadline = time.monotonic() + timeout
-    while True:
-        with contextlib.suppress(redis.RedisError, OSError):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{condition} did not hold within {timeout} s")
-        time.sleep(0.01)
+wait_until = functools.partial(wait_for_it, not_yet=(redis.RedisError, OSError))
+"""Polls until a condition holds; an error of the client means that it does not hold yet."""
 
 
 class Valkey:
@@ -140,7 +130,7 @@ def sentinel(primary: Valkey, name: str) -> Iterator[int]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = redis.Redis(port=port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     try:
-        wait_until(lambda: client.sentinel_master(name)["num-slaves"] > 0, 20)
+        wait_until(lambda: client.sentinel_master(name)["num-slaves"] > 0, seconds=20)
         yield port
     finally:
         client.close()
@@ -163,7 +153,7 @@ class Address:
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self
-        await asyncio.wait_for(asyncio.gather(*self._connections), START_TIMEOUT)  # each ends with its client
+        await asyncio.wait_for(asyncio.gather(*self._connections), 10)  # each ends with its client
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -262,7 +262,7 @@ class TestFaults:
                     assert await passes(limiter, token)
                     wait_until(lambda: two.client.keys("aisbreaker:*"))
                     one.kill()
-                    wait_until(lambda: two.client.info("replication")["role"] == "master", 20)
+                    wait_until(lambda: two.client.info("replication")["role"] == "master", seconds=20)
 
                     async def ask() -> Decision | None:
                         with contextlib.suppress(QuotaStorageUnavailable):

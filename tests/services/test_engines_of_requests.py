@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import aisbreaker_mw.services.engine_reader
 from aisbreaker_mw.services.engines import LARGE_BODY_BYTES, read_engine
 
 from ..product.test_memory import Sink, resident
-from ..support import KEY, RecordingUpstream, bearer, mint, proxy, wait_until
+from ..support import KEY, RecordingUpstream, bearer, mint, wait_until
 
 CHAT = "/openai/v1/chat/completions"
 
@@ -28,18 +27,6 @@ MINI = "chat:openai.com/gpt-4o-mini"
 
 
 SCAN_LIMIT = 32 << 20
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[RecordingUpstream]:
-    with RecordingUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture(scope="module")
-def base(upstream: RecordingUpstream) -> Iterator[str]:
-    with proxy(upstream, "openai", "gemini", "stability") as base:
-        yield base
 
 
 class Client:
@@ -83,85 +70,85 @@ AMBIGUOUS = (400, None)
 
 
 @pytest.fixture(scope="module")
-def client(base: str, upstream: RecordingUpstream) -> Client:
+def caller(base: str, upstream: RecordingUpstream) -> Client:
     return Client(base, upstream)
 
 
 # Where the engine stands
 
 
-def test_json(client: Client) -> None:
-    assert client.ask(json={"model": "gpt-4o-mini"}) == SENT_AS_MINI
-    assert client.ask(json={"model": "o1"}) == (200, "Bearer sk-o1")
-    assert client.ask(json={"model": "gpt-4o"}) == REFUSED
-    assert "chat:openai.com/gpt-4o" in client.text
-    assert client.ask(json={}) == REFUSED
-    assert client.ask(content=b"") == REFUSED
+def test_json(caller: Client) -> None:
+    assert caller.ask(json={"model": "gpt-4o-mini"}) == SENT_AS_MINI
+    assert caller.ask(json={"model": "o1"}) == (200, "Bearer sk-o1")
+    assert caller.ask(json={"model": "gpt-4o"}) == REFUSED
+    assert "chat:openai.com/gpt-4o" in caller.text
+    assert caller.ask(json={}) == REFUSED
+    assert caller.ask(content=b"") == REFUSED
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_a_chunked_body_travels_as_well(client: Client, size: int) -> None:
+def test_a_chunked_body_travels_as_well(caller: Client, size: int) -> None:
     text = b'{"model":"o1","messages":["' + b"a" * size + b'"]}'
     headers = {"content-type": "application/json"}
-    assert client.ask(content=iter([text[:20], text[20:]]), headers=headers) == (200, "Bearer sk-o1")
-    assert client.upstream.last.body == text
+    assert caller.ask(content=iter([text[:20], text[20:]]), headers=headers) == (200, "Bearer sk-o1")
+    assert caller.upstream.last.body == text
 
 
-def test_the_type_that_a_body_was_read_by_travels(client: Client) -> None:
+def test_the_type_that_a_body_was_read_by_travels(caller: Client) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded", "connection": "content-type"}
-    assert client.ask(content=b'{"model":"o1","a":"&model=gpt-4o-mini&"}', headers=headers) == SENT_AS_MINI
-    assert client.upstream.last.all(b"content-type") == [b"application/x-www-form-urlencoded"]
+    assert caller.ask(content=b'{"model":"o1","a":"&model=gpt-4o-mini&"}', headers=headers) == SENT_AS_MINI
+    assert caller.upstream.last.all(b"content-type") == [b"application/x-www-form-urlencoded"]
 
 
-def test_multipart(client: Client) -> None:
+def test_multipart(caller: Client) -> None:
     path = "/openai/v1/audio/transcriptions"
     audio = {"file": ("a.wav", os.urandom(1000), "audio/wav")}
-    assert client.ask(path, data={"model": "gpt-4o-mini"}, files=audio) == SENT_AS_MINI
-    assert audio["file"][1] in client.upstream.last.body
-    assert client.ask(path, data={"model": "whisper-1"}, files=audio) == REFUSED
-    assert client.ask(path, data={"model": ["gpt-4o-mini", "o1"]}, files=audio) == AMBIGUOUS
-    assert client.ask(path, files=audio) == REFUSED
-    assert client.ask(path, files={"model": ("m", b"gpt-4o-mini"), **audio}) == AMBIGUOUS
+    assert caller.ask(path, data={"model": "gpt-4o-mini"}, files=audio) == SENT_AS_MINI
+    assert audio["file"][1] in caller.upstream.last.body
+    assert caller.ask(path, data={"model": "whisper-1"}, files=audio) == REFUSED
+    assert caller.ask(path, data={"model": ["gpt-4o-mini", "o1"]}, files=audio) == AMBIGUOUS
+    assert caller.ask(path, files=audio) == REFUSED
+    assert caller.ask(path, files={"model": ("m", b"gpt-4o-mini"), **audio}) == AMBIGUOUS
 
 
-def test_a_large_multipart_upload(client: Client) -> None:
+def test_a_large_multipart_upload(caller: Client) -> None:
     audio = os.urandom(20 << 20)
     files = {"file": ("a.wav", audio, "audio/wav")}
-    assert client.ask("/openai/v1/audio/transcriptions", data={"model": "gpt-4o-mini"}, files=files) == SENT_AS_MINI
-    assert audio in client.upstream.last.body
+    assert caller.ask("/openai/v1/audio/transcriptions", data={"model": "gpt-4o-mini"}, files=files) == SENT_AS_MINI
+    assert audio in caller.upstream.last.body
 
 
-def test_path(client: Client) -> None:
+def test_path(caller: Client) -> None:
     path = "/gemini/v1beta/models/{}:generateContent"
-    assert client.ask(path.format("gpt-4o-mini"), json={"model": "o1"}) == (200, "sk-gpt-4o-mini")
-    assert client.ask(path.format("gemini-2.5-pro"), json={"model": "o1"}) == REFUSED
-    assert client.ask(path.format("gpt-4o%2Dmini"), json={}) == REFUSED
+    assert caller.ask(path.format("gpt-4o-mini"), json={"model": "o1"}) == (200, "sk-gpt-4o-mini")
+    assert caller.ask(path.format("gemini-2.5-pro"), json={"model": "o1"}) == REFUSED
+    assert caller.ask(path.format("gpt-4o%2Dmini"), json={}) == REFUSED
 
 
 # Compressed
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compressed_bodies(client: Client, encoding: str, compress: Any) -> None:
+def test_compressed_bodies(caller: Client, encoding: str, compress: Any) -> None:
     good, bad = (compress(json.dumps({"x": "y" * 1000, "model": model}).encode()) for model in ("gpt-4o-mini", "gpt-4o"))
-    assert client.ask_json(good, **{"content-encoding": encoding}) == SENT_AS_MINI
-    assert client.upstream.last.body == good, "what is sent is what came"
-    assert client.ask_json(bad, **{"content-encoding": encoding}) == REFUSED
-    assert client.ask_json(good[:-3], **{"content-encoding": encoding}) == AMBIGUOUS
-    assert client.ask_json(b'{"model":"gpt-4o-mini"}', **{"content-encoding": encoding}) == AMBIGUOUS
-    assert client.ask_json(good + good, **{"content-encoding": encoding}) == AMBIGUOUS
+    assert caller.ask_json(good, **{"content-encoding": encoding}) == SENT_AS_MINI
+    assert caller.upstream.last.body == good, "what is sent is what came"
+    assert caller.ask_json(bad, **{"content-encoding": encoding}) == REFUSED
+    assert caller.ask_json(good[:-3], **{"content-encoding": encoding}) == AMBIGUOUS
+    assert caller.ask_json(b'{"model":"gpt-4o-mini"}', **{"content-encoding": encoding}) == AMBIGUOUS
+    assert caller.ask_json(good + good, **{"content-encoding": encoding}) == AMBIGUOUS
 
 
-def test_what_cannot_be_decompressed_is_refused(client: Client) -> None:
-    assert client.ask_json(b"x", **{"content-encoding": "br"}) == AMBIGUOUS
-    assert "gzip" in client.text
+def test_what_cannot_be_decompressed_is_refused(caller: Client) -> None:
+    assert caller.ask_json(b"x", **{"content-encoding": "br"}) == AMBIGUOUS
+    assert "gzip" in caller.text
 
 
-def test_a_compressed_body_is_bounded_by_what_it_decompresses_to(client: Client) -> None:
+def test_a_compressed_body_is_bounded_by_what_it_decompresses_to(caller: Client) -> None:
     bomb = gzip.compress(b'{"model":"gpt-4o-mini","x":"' + b"y" * SCAN_LIMIT + b'"}', 1)
     assert len(bomb) < SCAN_LIMIT / 50
-    assert client.ask_json(bomb, **{"content-encoding": "gzip"}) == (413, None)
-    assert "model" in client.text
+    assert caller.ask_json(bomb, **{"content-encoding": "gzip"}) == (413, None)
+    assert "model" in caller.text
 
 
 # Large
@@ -174,11 +161,11 @@ def vision(megabytes: int, **members: Any) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": content}], **members}).encode()
 
 
-def test_a_vision_request_of_20_megabytes(client: Client) -> None:
+def test_a_vision_request_of_20_megabytes(caller: Client) -> None:
     body = vision(20, model="gpt-4o-mini")
-    assert client.ask_json(body) == SENT_AS_MINI
-    assert client.upstream.last.body == body
-    assert client.ask_json(body.replace(b"gpt-4o-mini", b"gpt-4o")) == REFUSED
+    assert caller.ask_json(body) == SENT_AS_MINI
+    assert caller.upstream.last.body == body
+    assert caller.ask_json(body.replace(b"gpt-4o-mini", b"gpt-4o")) == REFUSED
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
@@ -220,28 +207,28 @@ def test_no_second_copy_of_it_is_kept() -> None:
         wait_until(lambda: len(upstream.requests) == 3)
 
 
-def test_the_model_may_come_after_a_megabyte_of_messages(client: Client) -> None:
+def test_the_model_may_come_after_a_megabyte_of_messages(caller: Client) -> None:
     messages = [{"role": "user", "content": f"message {number}"} for number in range(30_000)]
     for model, expected in (("gpt-4o-mini", SENT_AS_MINI), ("gpt-4o", REFUSED)):
         body = json.dumps({"messages": messages, "model": model}).encode()
         assert len(body) > 1 << 20
-        assert client.ask_json(body) == expected
+        assert caller.ask_json(body) == expected
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-def test_beyond_the_bound_is_413_that_says_why(client: Client, declared: bool) -> None:
+def test_beyond_the_bound_is_413_that_says_why(caller: Client, declared: bool) -> None:
     body = vision(34, model="gpt-4o-mini")
     assert len(body) > SCAN_LIMIT
     content = body if declared else iter([body[: 1 << 20], body[1 << 20 :]])
-    status, sent = client.ask(content=content, headers={"content-type": "application/json"})
+    status, sent = caller.ask(content=content, headers={"content-type": "application/json"})
     assert (status, sent) == (413, None)
-    assert json.loads(client.text)["error"]["message"] == aisbreaker_mw.services.engine_reader._TOO_LARGE
+    assert json.loads(caller.text)["error"]["message"] == aisbreaker_mw.services.engine_reader._TOO_LARGE
 
 
-def test_tokens_without_engines_have_no_such_bound(client: Client) -> None:
-    client = Client(client.base, client.upstream)
-    client.token = mint(client.base, ("chat:openai.com", "sk-any"))
-    assert client.ask_json(vision(34)) == (200, "Bearer sk-any")
+def test_tokens_without_engines_have_no_such_bound(caller: Client) -> None:
+    caller = Client(caller.base, caller.upstream)
+    caller.token = mint(caller.base, ("chat:openai.com", "sk-any"))
+    assert caller.ask_json(vision(34)) == (200, "Bearer sk-any")
 
 
 # What two readers could read in two ways
@@ -281,14 +268,14 @@ def padded(text: str, where: str) -> str:
 
 @pytest.mark.parametrize("where", ["alone", "before", "after"])
 @pytest.mark.parametrize("text", AMBIGUITIES)
-def test_ambiguous_bodies_are_refused(client: Client, text: str, where: str) -> None:
-    assert client.ask_json(padded(text, where)) == AMBIGUOUS
+def test_ambiguous_bodies_are_refused(caller: Client, text: str, where: str) -> None:
+    assert caller.ask_json(padded(text, where)) == AMBIGUOUS
 
 
 @pytest.mark.parametrize("where", ["alone", "before", "after"])
 @pytest.mark.parametrize("text", UNAMBIGUOUS)
-def test_only_the_top_level_model_counts(client: Client, text: str, where: str) -> None:
-    assert client.ask_json(padded(text, where)) == SENT_AS_MINI
+def test_only_the_top_level_model_counts(caller: Client, text: str, where: str) -> None:
+    assert caller.ask_json(padded(text, where)) == SENT_AS_MINI
 
 
 # On the event loop
@@ -300,7 +287,7 @@ def test_only_the_top_level_model_counts(client: Client, text: str, where: str) 
     ids=["small", "large", "compressed"],
 )
 def test_large_bodies_are_read_in_a_thread(
-    client: Client, monkeypatch: pytest.MonkeyPatch, size: int, encoding: str, in_loop: bool
+    caller: Client, monkeypatch: pytest.MonkeyPatch, size: int, encoding: str, in_loop: bool
 ) -> None:
     names: list[str] = []
 
@@ -311,6 +298,6 @@ def test_large_bodies_are_read_in_a_thread(
     monkeypatch.setattr(aisbreaker_mw.services.engine_reader, "read_engine", read)
     body = json.dumps({"x": "y" * size, "model": "gpt-4o-mini"}).encode()
     headers = {"content-encoding": encoding} if encoding else {}
-    assert client.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI
+    assert caller.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI
     assert len(names) == 1
     assert names[0].startswith("asyncio_") is not in_loop

@@ -26,7 +26,7 @@ from ..upstreams import Peer, until
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[str]:
+def front() -> Iterator[str]:
     """A server of ours in front of the WebSocket services of this file."""
     with gateway() as made:
         yield made
@@ -51,8 +51,8 @@ def base() -> Iterator[str]:
         pytest.param(handshake("Connection: close", method="POST"), 401, "missing_credential", id="POST"),
     ],
 )
-def test_a_handshake_that_is_none(base: str, request_bytes: bytes, status: int, code: str) -> None:
-    head, _, body = raw_exchange(base, request_bytes).partition(b"\r\n\r\n")
+def test_a_handshake_that_is_none(front: str, request_bytes: bytes, status: int, code: str) -> None:
+    head, _, body = raw_exchange(front, request_bytes).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert json.loads(body)["error"]["code"] == code
     assert b"SENTINEL" not in head + body
@@ -60,15 +60,15 @@ def test_a_handshake_that_is_none(base: str, request_bytes: bytes, status: int, 
         assert b"\r\nsec-websocket-version: 13" in head
 
 
-async def test_a_frame_before_the_answer_cuts_the_connection(base: str) -> None:
+async def test_a_frame_before_the_answer_cuts_the_connection(front: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         await asyncio.to_thread(client.sendall, b"\x81\x80\x00\x00\x00\x00")
         await peer.closed()
 
     async with RawService(script) as upstream:
-        with connect_raw(base) as client:
-            client.sendall(handshake("Authorization: Bearer " + mint(base, ("", SECRET))))
+        with connect_raw(front) as client:
+            client.sendall(handshake("Authorization: Bearer " + mint(front, ("", SECRET))))
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.to_thread(client.recv, 1000) == b""
             await until(lambda: upstream.finished == 1, "closing")
@@ -96,8 +96,8 @@ async def test_a_client_that_reads_nothing_is_cut_in_the_end(monkeypatch: pytest
     monkeypatch.setattr("aisbreaker_mw.upstream.websocket._CLOSE_TIMEOUT", 0.1)
     serving = {"ws": Protocol, "ws_ping_interval": 0.2 if end == "no ping is answered" else None, "ws_ping_timeout": 0.2}
     async with service(talk, ping_interval=None) as upstream:
-        with gateway(serving=serving, clock=lambda: now[0]) as base, connect_raw(base) as client:
-            token = mint(base, ("", SECRET), expirationTimeSpan="1h")
+        with gateway(serving=serving, clock=lambda: now[0]) as front, connect_raw(front) as client:
+            token = mint(front, ("", SECRET), expirationTimeSpan="1h")
             if end == "the token expires":
                 now[0] += 3600 - 0.3
             client.sendall(handshake("Authorization: Bearer " + token))

@@ -5,6 +5,8 @@ import asyncio
 import httpx
 import pytest
 
+from aisbreaker_mw.upstream.transport import HTTPTransport
+
 from ...upstreams import (
     CHUNKED,
     WAIT,
@@ -68,9 +70,14 @@ async def test_an_early_answer_reaches_a_body_that_waits_for_the_upstream(
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
-        await asyncio.sleep(0.05)  # until the body has filled every buffer
+        await until(buffers_are_full)
         await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
         await peer.closed()
+
+    def buffers_are_full() -> bool:
+        assert isinstance(transport, HTTPTransport)
+        (pool,) = transport._pools.values()
+        return any(connection.writing_paused for connection in pool.connections)
 
     async with Upstream(script) as upstream:
         body = Body(*[b"x" * 65_536] * 500)

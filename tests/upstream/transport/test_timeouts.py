@@ -81,9 +81,14 @@ async def test_the_timeout_bounds_each_wait_and_not_their_sum(transport: httpx.A
 @native_only
 async def test_the_time_to_the_head_begins_at_the_end_of_the_body(transport: httpx.AsyncBaseTransport) -> None:
     async with Upstream(echo) as upstream:
-        body = Body(lambda: asyncio.sleep(0.4), b"hi")
-        options = {"method": "POST", "headers": [length(2)], "body": body}
-        assert await fetch(transport, upstream.port, timeout=timeouts(read=0.3), **options) == (200, b"hi")
+        timeout = timeouts(read=0.01)
+
+        async def last_piece_is_late() -> None:
+            await asyncio.sleep(0.05)  # a time to the head that ran from the start would be over
+            timeout["read"] = WAIT
+
+        options = {"method": "POST", "headers": [length(2)], "body": Body(last_piece_is_late, b"hi")}
+        assert await fetch(transport, upstream.port, timeout=timeout, **options) == (200, b"hi")
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["coming", "there"])

@@ -12,7 +12,7 @@ from .support import (
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[str]:
+def front() -> Iterator[str]:
     with gateway() as made:
         yield made
 

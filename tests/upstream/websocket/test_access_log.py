@@ -25,7 +25,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [dict(record.msg) for record in caplog.records if record.name == "aisbreaker_mw.access"]  # type: ignore[arg-type]
 
 
-async def test_one_line_per_socket_and_no_secret_in_any(base: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_line_per_socket_and_no_secret_in_any(front: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fail(socket: ServerConnection) -> None:
         assert socket.request
         await socket.send("f\xfcr" if "ok" in socket.request.path else SECRET)
@@ -38,12 +38,12 @@ async def test_one_line_per_socket_and_no_secret_in_any(base: str, caplog: pytes
         caplog.set_level(1, name)
     caplog.set_level(1)
     async with service(fail, logger=logging.Logger("quiet")):
-        token = mint(base, ("realtime:openai.com", SECRET))
+        token = mint(front, ("realtime:openai.com", SECRET))
         for number, path in enumerate(("/openai/v1/realtime?ok=&", "/openai/v1/realtime?"), 2):
-            async with opening(base, f"{path}key={token}") as client:
+            async with opening(front, f"{path}key={token}") as client:
                 await closing(client)
             await until(lambda n=number: len(lines(caplog)) == n)  # type: ignore[misc]
-        await refused(base, subprotocols=[f"{KEY_SUBPROTOCOL}{token}x"])
+        await refused(front, subprotocols=[f"{KEY_SUBPROTOCOL}{token}x"])
         await until(lambda: len(lines(caplog)) == 4)
     assert SECRET not in caplog.text
     assert token[:40] not in caplog.text
@@ -57,11 +57,11 @@ async def test_one_line_per_socket_and_no_secret_in_any(base: str, caplog: pytes
     assert (turned_away["status"], turned_away["error"]) == (401, "invalid_token")
 
 
-async def test_how_a_failure_is_logged(base: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_how_a_failure_is_logged(front: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "aisbreaker_mw.access")
-    token = mint(base, ("", SECRET))
-    await refused(base, token=token)
-    async with service(hold) as upstream, opening(base, token=token) as client:
+    token = mint(front, ("", SECRET))
+    await refused(front, token=token)
+    async with service(hold) as upstream, opening(front, token=token) as client:
         client.transport.abort()
         await closing(upstream.last)
         await until(lambda: len(lines(caplog)) == 3)
@@ -81,11 +81,11 @@ async def test_a_socket_of_the_wrapped_app_is_told_as_well(caplog: pytest.LogCap
         await send({"type": "websocket.close"})
 
     caplog.set_level(logging.INFO, "aisbreaker_mw.access")
-    with serve(AIsBreakerMiddleware(app, settings())) as base:
-        token = mint(base, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerMinute": 1}})
-        async with opening(base, "/ws", token) as client:
+    with serve(AIsBreakerMiddleware(app, settings())) as front:
+        token = mint(front, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerMinute": 1}})
+        async with opening(front, "/ws", token) as client:
             assert len(await client.recv()) == 22
             assert client.response
             assert client.response.headers["ratelimit"] == '"token-minute";r=0;t=60'
-        assert (await refused(base, "/ws", token)).status_code == 429
+        assert (await refused(front, "/ws", token)).status_code == 429
     assert [(line["status"], line["bytes"]) for line in lines(caplog)][1:] == [(101, 22), (429, lines(caplog)[2]["bytes"])]

@@ -17,7 +17,7 @@ from .support import (
 )
 
 
-async def test_messages_keep_kind_boundaries_and_order(base: str) -> None:
+async def test_messages_keep_kind_boundaries_and_order(front: str) -> None:
     messages: list[str | bytes] = [
         "text",
         b"bytes",
@@ -29,7 +29,7 @@ async def test_messages_keep_kind_boundaries_and_order(base: str) -> None:
         b"y" * 3_000_000,
     ]
     messages += [f"{n}" for n in range(300)]
-    async with service(max_size=None), opening(base, token=mint(base, ("", SECRET)), max_size=None) as client:
+    async with service(max_size=None), opening(front, token=mint(front, ("", SECRET)), max_size=None) as client:
 
         async def send() -> None:
             for message in messages:
@@ -51,15 +51,15 @@ async def test_pings_are_answered_on_both_sides() -> None:
         await hold(socket)
 
     async with service(ping):
-        with gateway(serving={"ws_ping_interval": 0.05}) as base:
-            async with opening(base, token=mint(base, ("", SECRET)), ping_interval=None) as client:
+        with gateway(serving={"ws_ping_interval": 0.05}) as front:
+            async with opening(front, token=mint(front, ("", SECRET)), ping_interval=None) as client:
                 async with asyncio.timeout(WAIT):
                     await answered.wait()
                     await (await client.ping(b"and you"))
 
 
 @pytest.mark.parametrize("downwards", [True, False], ids=["from the service", "from the client"])
-async def test_who_does_not_read_slows_the_other_side_down(base: str, downwards: bool) -> None:
+async def test_who_does_not_read_slows_the_other_side_down(front: str, downwards: bool) -> None:
     held = asyncio.Event()
     chunk = b"x" * 262_144
     sockets: list[ServerConnection] = []
@@ -78,7 +78,7 @@ async def test_who_does_not_read_slows_the_other_side_down(base: str, downwards:
         raise AssertionError("250 MB were taken")
 
     options: dict[str, Any] = {"max_queue": 1, "ping_interval": None}
-    async with service(handle, **options), opening(base, token=mint(base, ("", SECRET)), **options) as client:
+    async with service(handle, **options), opening(front, token=mint(front, ("", SECRET)), **options) as client:
         sender, reader = (sockets[0], client) if downwards else (client, sockets[0])
         sent = await fill(sender)
         assert sent < 160  # 40 MB, of which most are in the system's buffers

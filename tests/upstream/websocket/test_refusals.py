@@ -34,50 +34,50 @@ from .support import (
 )
 
 
-async def test_refusals_are_answers_in_the_services_dialect(base: str, echoing: Service) -> None:
-    token = mint(base, ("realtime:openai.com/gpt-realtime", SECRET), ("chat:google.com", SECRET))
-    another = mint(base, ("", SECRET))
+async def test_refusals_are_answers_in_the_services_dialect(front: str, echoing: Service) -> None:
+    token = mint(front, ("realtime:openai.com/gpt-realtime", SECRET), ("chat:google.com", SECRET))
+    another = mint(front, ("", SECRET))
 
-    missing = await refused(base)
+    missing = await refused(front)
     assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
     assert missing.json()["error"]["code"] == "missing_credential"
     assert missing.headers["x-request-id"].startswith("req_")
-    tampered = await refused(base, token=token + "x")
+    tampered = await refused(front, token=token + "x")
     assert (tampered.status_code, tampered.json()["error"]["code"]) == (401, "invalid_token")
-    in_subprotocol = await refused(base, subprotocols=["realtime", f"{KEY_SUBPROTOCOL}{token}x"])
+    in_subprotocol = await refused(front, subprotocols=["realtime", f"{KEY_SUBPROTOCOL}{token}x"])
     assert (in_subprotocol.status_code, in_subprotocol.json()["error"]["code"]) == (401, "invalid_token")
-    foreign = await refused(base, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN])
+    foreign = await refused(front, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN])
     assert (foreign.status_code, foreign.json()["error"]["code"]) == (401, "invalid_token")
-    two = await refused(base, token=token, subprotocols=[KEY_SUBPROTOCOL + another])
+    two = await refused(front, token=token, subprotocols=[KEY_SUBPROTOCOL + another])
     assert (two.status_code, two.json()["error"]["code"]) == (400, "invalid_request")
-    empty = await refused(base, subprotocols=["realtime", KEY_SUBPROTOCOL])
+    empty = await refused(front, subprotocols=["realtime", KEY_SUBPROTOCOL])
     assert (empty.status_code, empty.json()["error"]["code"]) == (400, "invalid_request")
 
-    engine = await refused(base, "/openai/v1/realtime?model=gpt-dear", token)
+    engine = await refused(front, "/openai/v1/realtime?model=gpt-dear", token)
     assert (engine.status_code, engine.json()["error"]["code"]) == (403, "service_not_allowed")
     assert "realtime:openai.com/gpt-dear" in engine.json()["error"]["message"]
-    twice = await refused(base, f"{REALTIME}&model=gpt-dear", token)
+    twice = await refused(front, f"{REALTIME}&model=gpt-dear", token)
     assert (twice.status_code, twice.json()["error"]["code"]) == (400, "invalid_request")
-    live = await refused(base, f"{LIVE}?key={token}")
+    live = await refused(front, f"{LIVE}?key={token}")
     assert (live.status_code, live.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
 
-    assert (await refused(base, "/nothing", token)).status_code == 404
-    assert (await refused(base, "/dummy/v1/realtime", another)).json()["error"]["code"] == "not_found"
-    assert (await refused(base, "/openai/v1/../realtime", another)).status_code == 400
+    assert (await refused(front, "/nothing", token)).status_code == 404
+    assert (await refused(front, "/dummy/v1/realtime", another)).json()["error"]["code"] == "not_found"
+    assert (await refused(front, "/openai/v1/../realtime", another)).status_code == 400
     assert echoing.connections == []
 
 
-async def test_a_socket_is_counted_once_and_refused_over_the_quota(base: str, echoing: Service) -> None:
-    token = mint(base, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerHour": 2}})
-    async with opening(base, token=token) as client:
+async def test_a_socket_is_counted_once_and_refused_over_the_quota(front: str, echoing: Service) -> None:
+    token = mint(front, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerHour": 2}})
+    async with opening(front, token=token) as client:
         assert client.response
         assert client.response.headers["ratelimit"].startswith('"token-hour";r=1')
         for _ in range(5):
             await client.send("hello")
             await client.recv()
-    async with opening(base, token=token):
+    async with opening(front, token=token):
         pass
-    over = await refused(base, token=token)
+    over = await refused(front, token=token)
     assert (over.status_code, over.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert int(over.headers["retry-after"]) > 60
     assert over.headers["x-should-retry"] == "false"
@@ -94,14 +94,14 @@ async def test_a_socket_is_counted_once_and_refused_over_the_quota(base: str, ec
     ],
 )
 async def test_a_page_of_another_origin(echoing: Service, origins: list[str], origin: str, status: int | None) -> None:
-    with gateway(cors_origins=origins) as base:
-        token = mint(base, ("", SECRET))
+    with gateway(cors_origins=origins) as front:
+        token = mint(front, ("", SECRET))
         if status is None:
-            async with opening(base, token=token, origin=origin):
+            async with opening(front, token=token, origin=origin):
                 pass
         else:
-            assert (await refused(base, token=token, origin=origin)).status_code == status
-        async with opening(base, token=token, origin=base):  # a page of our own
+            assert (await refused(front, token=token, origin=origin)).status_code == status
+        async with opening(front, token=token, origin=front):  # a page of our own
             pass
         await closing(echoing.last)
 
@@ -138,13 +138,13 @@ def answer(status: str, *headers: str, body: str = "") -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
-async def test_the_services_refusal_is_relayed(base: str) -> None:
+async def test_the_services_refusal_is_relayed(front: str) -> None:
     body = '{"error":{"message":"No such model."}}'
     headers = ["Content-Type: application/json", "X-Request-Id: req_up", "X-RateLimit-Limit: 5", "Connection: x, close", "X: y"]
     headers += ["Access-Control-Allow-Origin: https://other", "RateLimit: up", "X-Latin: f\xfcr", "Sec-WebSocket-Version: 13"]
     async with answers(answer("403 Forbidden", *headers, body=body)):
-        token = mint(base, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerMinute": 9}})
-        response = await refused(base, token=token)
+        token = mint(front, ("", SECRET), quotas={"globalRequestLimits": {"requestsPerMinute": 9}})
+        response = await refused(front, token=token)
     assert response.status_code == 403
     assert response.text == body
     assert {**response.headers, "date": ""} == {
@@ -175,9 +175,9 @@ async def test_the_services_refusal_is_relayed(base: str) -> None:
         pytest.param(answer("403 No", body="x" * 2_000_000), 502, "upstream_error", id="long"),
     ],
 )
-async def test_a_handshake_that_fails(base: str, raw: bytes, status: int, code: str | None) -> None:
+async def test_a_handshake_that_fails(front: str, raw: bytes, status: int, code: str | None) -> None:
     async with answers(raw) as upstream:
-        response = await refused(base, token=mint(base, ("", SECRET)))
+        response = await refused(front, token=mint(front, ("", SECRET)))
         assert response.status_code == status
         assert SECRET not in response.text
         if code is not None:
@@ -187,7 +187,7 @@ async def test_a_handshake_that_fails(base: str, raw: bytes, status: int, code: 
 
 
 @pytest.mark.parametrize("status", ["401 No", "429 Later"])
-async def test_another_secret_is_tried(base: str, status: str) -> None:
+async def test_another_secret_is_tried(front: str, status: str) -> None:
     tried: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -199,27 +199,27 @@ async def test_another_secret_is_tried(base: str, status: str) -> None:
     async with RawService(script):
         for secrets, expected in ((["sk-bad", "sk-good"], None), (["sk-bad", "sk-worse"], 502 if status[:3] == "401" else 429)):
             tried.clear()
-            token = mint(base, ("", secrets))  # type: ignore[arg-type]
+            token = mint(front, ("", secrets))  # type: ignore[arg-type]
             if expected is None:
-                async with opening(base, token=token):
+                async with opening(front, token=token):
                     pass
             else:
-                assert (await refused(base, token=token)).status_code == expected
+                assert (await refused(front, token=token)).status_code == expected
             assert tried == [secret.encode() for secret in secrets]
 
 
 @pytest.mark.parametrize("header", ["Sec-WebSocket-Protocol: another", "Sec-WebSocket-Extensions: permessage-deflate"])
-async def test_a_service_that_selects_what_was_not_offered(base: str, header: str) -> None:
+async def test_a_service_that_selects_what_was_not_offered(front: str, header: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.send(accepting(await peer.head(), header))
         await peer.closed()
 
     async with RawService(script):
-        assert (await refused(base, token=mint(base, ("", SECRET)), subprotocols=["realtime"])).status_code == 502
+        assert (await refused(front, token=mint(front, ("", SECRET)), subprotocols=["realtime"])).status_code == 502
 
 
-async def test_a_service_that_cannot_be_reached(base: str) -> None:
-    response = await refused(base, token=mint(base, ("", SECRET)))
+async def test_a_service_that_cannot_be_reached(front: str) -> None:
+    response = await refused(front, token=mint(front, ("", SECRET)))
     assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_error")
 
 
@@ -229,21 +229,21 @@ async def test_a_service_that_does_not_answer() -> None:
         await peer.closed()
 
     async with RawService(script) as upstream:
-        with gateway(upstream={"header_timeout": 0.2}) as base:
-            response = await refused(base, token=mint(base, ("", SECRET)))
+        with gateway(upstream={"header_timeout": 0.2}) as front:
+            response = await refused(front, token=mint(front, ("", SECRET)))
             assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
         await until(lambda: upstream.finished == 1, "closing")
 
 
-async def test_a_client_that_does_not_wait_for_the_service(base: str) -> None:
+async def test_a_client_that_does_not_wait_for_the_service(front: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         client.transport.abort()
         await peer.closed()
 
     async with RawService(script) as upstream:
-        token = mint(base, ("", SECRET))
-        _, port = base.rsplit(":", 1)
+        token = mint(front, ("", SECRET))
+        _, port = front.rsplit(":", 1)
         _, client = await asyncio.open_connection("127.0.0.1", int(port))
         client.write(handshake("Authorization: Bearer " + token))
         begun = time.monotonic()
@@ -253,12 +253,12 @@ async def test_a_client_that_does_not_wait_for_the_service(base: str) -> None:
 
 async def test_a_foreign_credential_is_forwarded_where_that_is_set() -> None:
     async with answers(answer("401 No", body="your key")):
-        with gateway(foreign_credentials="forward") as base:
-            response = await refused(base, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN])
+        with gateway(foreign_credentials="forward") as front:
+            response = await refused(front, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN])
             assert (response.status_code, response.text) == (401, "your key")
     async with service() as there:
-        with gateway(foreign_credentials="forward") as base:
-            async with opening(base, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN]) as client:
+        with gateway(foreign_credentials="forward") as front:
+            async with opening(front, subprotocols=["realtime", KEY_SUBPROTOCOL + FOREIGN]) as client:
                 assert client.subprotocol == "realtime"
             assert ("authorization", f"Bearer {FOREIGN}") in there.headers
             assert ("sec-websocket-protocol", "realtime") in there.headers

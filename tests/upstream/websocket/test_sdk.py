@@ -29,10 +29,10 @@ async def converse(socket: ServerConnection) -> None:
             await socket.send(json.dumps(done))
 
 
-async def test_the_sdk(base: str) -> None:
+async def test_the_sdk(front: str) -> None:
     async with service(converse) as upstream:
-        token = mint(base, ("realtime:openai.com/gpt-realtime", SECRET))
-        async with AsyncOpenAI(base_url=f"{base}/openai/v1", api_key=token) as client:
+        token = mint(front, ("realtime:openai.com/gpt-realtime", SECRET))
+        async with AsyncOpenAI(base_url=f"{front}/openai/v1", api_key=token) as client:
             async with client.realtime.connect(model="gpt-realtime") as connection:
                 await connection.response.create()
                 words = []
@@ -47,15 +47,15 @@ async def test_the_sdk(base: str) -> None:
             assert any(name == "user-agent" for name, _ in upstream.headers)
             with pytest.raises(InvalidStatus, match="403"):
                 await client.realtime.connect(model="gpt-dear").enter()
-        async with AsyncOpenAI(base_url=f"{base}/openai", api_key=f"{token}x") as client:
+        async with AsyncOpenAI(base_url=f"{front}/openai", api_key=f"{token}x") as client:
             with pytest.raises(InvalidStatus, match="401"):
                 await client.realtime.connect(model="gpt-realtime").enter()
 
 
 @pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")  # the SDK's business
-async def test_the_sdk_without_asyncio(base: str) -> None:
-    def talk(base: str, token: str) -> list[str]:
-        client = OpenAI(base_url=f"{base}/openai/v1", api_key=token)
+async def test_the_sdk_without_asyncio(front: str) -> None:
+    def talk(front: str, token: str) -> list[str]:
+        client = OpenAI(base_url=f"{front}/openai/v1", api_key=token)
         with client, client.realtime.connect(model="gpt-realtime") as connection:
             connection.response.create()
             events: list[str] = []
@@ -66,5 +66,5 @@ async def test_the_sdk_without_asyncio(base: str) -> None:
         raise AssertionError
 
     async with service(converse):
-        events = await asyncio.to_thread(talk, base, mint(base, ("", SECRET)))
+        events = await asyncio.to_thread(talk, front, mint(front, ("", SECRET)))
     assert events == ["session.created", *["response.output_text.delta"] * 2, "response.done"]

@@ -1,16 +1,12 @@
 """WebSockets through `aisbreaker serve`."""
 
 import asyncio
-import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import AsyncIterator
 
-from ...support import KEY, WAIT, mint
+from ...support import KEY, WAIT, mint, serve_process
 from .support import (
     REALTIME,
     SECRET,
@@ -22,24 +18,9 @@ from .support import (
 )
 
 
-@contextlib.asynccontextmanager
-async def standalone(url: str, **environment: str) -> AsyncIterator[tuple[str, subprocess.Popen[str]]]:
-    environment = {"AISBREAKER_KEY": KEY, "AISBREAKER_SERVICES__OPENAI__BASE_URL": url, **environment}
-    command = [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", "0"]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    try:
-        told = await asyncio.to_thread(process.stderr.readline)
-        base = re.search(r"listening on (http://127\.0\.0\.1:\d+)", told)
-        assert base, told + process.communicate()[1]
-        yield base[1], process
-    finally:
-        process.kill()
-        await asyncio.to_thread(process.communicate)
-
-
 async def test_the_standalone_server(echoing: Service) -> None:
-    async with standalone(URL, AISBREAKER_LOG_FORMAT="json") as (base, process):
+    environment = {"AISBREAKER_KEY": KEY, "AISBREAKER_SERVICES__OPENAI__BASE_URL": URL, "AISBREAKER_LOG_FORMAT": "json"}
+    with serve_process(stderr=subprocess.PIPE, **environment) as (base, process):
         token = mint(base, ("realtime:openai.com", SECRET))
         missing = await refused(base)
         assert (missing.status_code, missing.json()["error"]["code"]) == (401, "missing_credential")
