@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from aisbreaker_mw import AIsBreakerMiddleware
 from aisbreaker_mw.client.body import RequestBody
-from aisbreaker_mw.upstream.request import UpstreamRequest
 from aisbreaker_mw.credentials.google_cloud import ACCOUNT_PREFIX, GoogleCloudStrategy
+from aisbreaker_mw.upstream.request import UpstreamRequest
 
-from ..upstreams import until
 from ..support import WAIT, Recorded, RecordingUpstream, bearer, mint, ok, serve, settings, wait_until
+from ..upstreams import until
 
 NOW = 1_700_000_000.0
 PATH = "/vertex/v1/projects/p/locations/us-central1/publishers/google/models/gemini-2.5-flash:generateContent"
@@ -317,11 +317,11 @@ def test_no_log_has_a_secret(google: Google, caplog: pytest.LogCaptureFixture) -
         assert secret not in caplog.text
 
 
-@pytest.mark.anyio
 REQUEST = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
 BODY = RequestBody(None, 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("cancelled", [0, 1], ids=["the one that began it", "one that waits along"])
 async def test_a_cancelled_request_does_not_end_the_exchange_that_others_wait_for(cancelled: int) -> None:
     asked: list[httpx.Request] = []
@@ -345,6 +345,7 @@ async def test_a_cancelled_request_does_not_end_the_exchange_that_others_wait_fo
     assert len(asked) == 1
 
 
+@pytest.mark.anyio
 async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
     def transport() -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(lambda _: httpx.Response(200, json={"access_token": "t", "expires_in": 3600}))
