@@ -9,10 +9,7 @@ from aisbreaker_mw.exceptions import ConfigurationError
 from aisbreaker_mw.services.catalog import ServiceCatalog
 from aisbreaker_mw.services.patterns import matches, validate_pattern
 
-from .support import (
-    CATALOG,
-    service,
-)
+from .support import CATALOG, service
 
 # Routes of the built-in services, as the vendors' SDKs ask for them
 

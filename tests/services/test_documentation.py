@@ -12,8 +12,6 @@ from aisbreaker_mw.services.catalog import ServiceCatalog
 
 from . import make_routes
 
-# The documentation
-
 PROVIDERS = (Path(__file__).parents[2] / "docs" / "providers.md").read_text("utf-8")
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from aisbreaker_mw.services.json_outline import LONG_STRING, MAX_OUTLINE_BYTES, outline
 
-# Outlines
-
 
 def outlined(text: str) -> Any:
     return json.loads(outline(text.encode()))

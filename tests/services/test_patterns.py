@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from aisbreaker_mw.services.patterns import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
 
-# Patterns
-
 VALID = [
     "",
     "*",

@@ -8,11 +8,7 @@ from hypothesis import strategies as st
 
 from aisbreaker_mw.exceptions import InvalidRequest
 
-from .support import (
-    service,
-)
-
-# Paths
+from .support import service
 
 REFUSED_PATHS = [
     b"chat/completions",

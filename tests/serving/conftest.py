@@ -6,14 +6,7 @@ import pytest
 
 from aisbreaker_mw.serving.request_head import Limits
 
-from .support import (
-    LIMITS,
-    App,
-    Clock,
-    Server,
-    Wire,
-    run_server,
-)
+from .support import LIMITS, App, Clock, Server, Wire, run_server
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +35,14 @@ def connect(loop: Clock, app: App) -> Iterator[Callable[..., Wire]]:
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def running(request: pytest.FixtureRequest) -> Iterator[Server]:
+def running_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with run_server(App(), loop=request.param) as server:
         yield server
 
 
 @pytest.fixture
-def server(running: Server) -> Server:
-    running.app.seen.clear()
-    running.app.disconnects = 0
-    return running
+def server(running_server: Server) -> Server:
+    """A real server, with nothing seen yet."""
+    running_server.app.seen.clear()
+    running_server.app.disconnects = 0
+    return running_server

@@ -3,12 +3,7 @@
 import pytest
 
 from ..support import wait_until
-from .support import (
-    GET_CLOSE,
-    Server,
-    assert_refused,
-    parse,
-)
+from .support import GET_CLOSE, Server, assert_refused, parse
 
 
 def test_answer_has_a_date_and_no_server(server: Server) -> None:

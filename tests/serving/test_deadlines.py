@@ -6,16 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from ..support import wait_until
-from .support import (
-    CHUNKED,
-    GET,
-    LAZY,
-    App,
-    Server,
-    Wire,
-    assert_refused,
-    post,
-)
+from .support import CHUNKED, GET, LAZY, App, Server, Wire, assert_refused, post
 
 
 @pytest.mark.parametrize("data", [b"", b"\r\n", b"GET", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r"])

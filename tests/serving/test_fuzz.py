@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from aisbreaker_mw.exceptions import HeadTooLarge, InvalidRequest
 from aisbreaker_mw.serving.request_head import ChunkedDecoder, Limits
 
-from .support import (
-    CHUNKED,
-    GET,
-    WITH_TRAILERS,
-    App,
-    Clock,
-    Wire,
-    post,
-    request,
-)
+from .support import CHUNKED, GET, WITH_TRAILERS, App, Clock, Wire, post, request
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 

@@ -5,18 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .support import (
-    CHUNKED,
-    GET,
-    GET_CLOSE,
-    App,
-    Server,
-    Wire,
-    parse,
-    post,
-    read_all,
-    read_one,
-)
+from .support import CHUNKED, GET, GET_CLOSE, App, Server, Wire, parse, post, read_all, read_one
 
 
 def test_keep_alive(server: Server) -> None:

@@ -10,18 +10,7 @@ from aisbreaker_mw.exceptions import RequestError
 from aisbreaker_mw.serving.request_head import ChunkedDecoder, Limits
 
 from ..support import wait_until
-from .support import (
-    CHUNKED,
-    GET,
-    GET_CLOSE,
-    WITH_TRAILERS,
-    App,
-    Server,
-    Wire,
-    assert_refused,
-    parse,
-    post,
-)
+from .support import CHUNKED, GET, GET_CLOSE, WITH_TRAILERS, App, Server, Wire, assert_refused, parse, post
 
 BAD_CHUNKS = {
     "no size": b"\r\nhello\r\n",

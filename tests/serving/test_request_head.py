@@ -8,16 +8,7 @@ import pytest
 from aisbreaker_mw.serving.request_head import Limits, RequestHead
 
 from ..support import wait_until
-from .support import (
-    CANARY,
-    GET,
-    App,
-    Server,
-    Wire,
-    assert_refused,
-    parse,
-    request,
-)
+from .support import CANARY, GET, App, Server, Wire, assert_refused, parse, request
 
 REFUSED_HEADS = {
     # Line ends (RFC 9112, 2.2) and characters (RFC 9110, 5.5).

@@ -14,20 +14,13 @@ from aisbreaker_mw.serving.websocket_protocol import WebSocketProtocol
 
 from ..support import WAIT, mint, raw_exchange
 from ..support import connect as connect_raw
-from ..upstream.websocket.support import (
-    SECRET,
-    RawService,
-    closing,
-    gateway,
-    handshake,
-    service,
-)
+from ..upstream.websocket.support import SECRET, RawService, closing, gateway, handshake, service
 from ..upstreams import Peer, until
 
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[str]:
-    """A server of ours in front of the WebSocket services of this file."""
+    """The base URL of a server of ours in front of the WebSocket services."""
     with gateway() as made:
         yield made
 

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import (
-    Configure,
-)
+from .support import Configure
 
 
 @pytest.fixture

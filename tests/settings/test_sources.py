@@ -10,12 +10,7 @@ from aisbreaker_mw.services.catalog import ServiceCatalog
 from aisbreaker_mw.settings import Settings, load_settings
 from aisbreaker_mw.tokens.claims import RequestLimits, RequestQuotas
 
-from .support import (
-    ALIASES,
-    SAMPLE,
-    Configure,
-    refused,
-)
+from .support import ALIASES, SAMPLE, Configure, refused
 
 # Defaults
 

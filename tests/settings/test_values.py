@@ -9,16 +9,7 @@ from aisbreaker_mw.settings import Settings
 from aisbreaker_mw.tokens.base64url import b64url_encode
 from aisbreaker_mw.tokens.keyring import Keyring, key_id, stretch_keyphrase
 
-from .support import (
-    ALIASES,
-    KEY,
-    OLD,
-    OLD_PHRASE,
-    OLDER,
-    PHRASE,
-    Configure,
-    refused,
-)
+from .support import ALIASES, KEY, OLD, OLD_PHRASE, OLDER, PHRASE, Configure, refused
 
 # Values
 

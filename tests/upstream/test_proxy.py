@@ -15,19 +15,7 @@ from aisbreaker_mw import RequestQuotas, ServiceSecret, TokenClaims, create_app
 from aisbreaker_mw.tokens.sealer import TokenSealer
 from aisbreaker_mw.upstream.watch import DISCONNECT_CHECK
 
-from ..support import (
-    WAIT,
-    Recorded,
-    RecordingUpstream,
-    bearer,
-    connect,
-    mint,
-    ok,
-    proxy,
-    raw_exchange,
-    settings,
-    wait_until,
-)
+from ..support import WAIT, Recorded, RecordingUpstream, bearer, connect, mint, ok, proxy, raw_exchange, settings, wait_until
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHAT = "/openai/v1/chat/completions"

@@ -8,10 +8,7 @@ import httpx
 import pytest
 import uvloop
 
-from .support import (
-    STACKS,
-    make_transport,
-)
+from .support import STACKS, make_transport
 
 
 @pytest.fixture(params=STACKS)

@@ -22,12 +22,7 @@ import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport
 
-from ...upstreams import (
-    OK,
-    WAIT,
-    Peer,
-    Script,
-)
+from ...upstreams import OK, WAIT, Peer, Script
 
 STACKS = ["native-asyncio", "native-uvloop", "stock-asyncio"]
 

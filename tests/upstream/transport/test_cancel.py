@@ -15,17 +15,7 @@ from aisbreaker_mw.upstream.transport import HTTPTransport
 from aisbreaker_mw.upstream.transport.stream import ResponseStream
 
 from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
-from .support import (
-    CHUNKED_HEADER,
-    FINE,
-    Body,
-    Taker,
-    collect,
-    fetch,
-    length,
-    make_request,
-    native_only,
-)
+from .support import CHUNKED_HEADER, FINE, Body, Taker, collect, fetch, length, make_request, native_only
 
 
 class Stepped:

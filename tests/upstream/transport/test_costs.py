@@ -10,21 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ...upstreams import (
-    CHUNKED,
-    OK,
-    WAIT,
-    Peer,
-    Upstream,
-)
-from .support import (
-    Body,
-    asyncio_only,
-    fetch,
-    length,
-    make_request,
-    native_only,
-)
+from ...upstreams import CHUNKED, OK, WAIT, Peer, Upstream
+from .support import Body, asyncio_only, fetch, length, make_request, native_only
 
 
 @asyncio_only

@@ -10,17 +10,8 @@ import pytest
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from ...ports import free_port
-from ...upstreams import (
-    Upstream,
-    until,
-)
-from .support import (
-    FINE,
-    always,
-    fetch,
-    native_only,
-    timeouts,
-)
+from ...upstreams import Upstream, until
+from .support import FINE, always, fetch, native_only, timeouts
 
 
 async def test_a_port_without_a_listener_is_a_connect_error(transport: httpx.AsyncBaseTransport) -> None:

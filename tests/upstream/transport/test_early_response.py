@@ -7,24 +7,8 @@ import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport
 
-from ...upstreams import (
-    CHUNKED,
-    WAIT,
-    Peer,
-    Upstream,
-    until,
-)
-from .support import (
-    CHUNKED_HEADER,
-    FINE,
-    Body,
-    collect,
-    echo,
-    fetch,
-    length,
-    make_request,
-    native_only,
-)
+from ...upstreams import CHUNKED, WAIT, Peer, Upstream, until
+from .support import CHUNKED_HEADER, FINE, Body, collect, echo, fetch, length, make_request, native_only
 
 
 @native_only
@@ -69,8 +53,8 @@ async def test_an_early_answer_reaches_a_body_that_waits_for_the_upstream(
     transport: httpx.AsyncBaseTransport, there: bool
 ) -> None:
     async def script(peer: Peer) -> None:
-        await peer.head()
-        await until(buffers_are_full)
+        if (await peer.head()).startswith(b"POST"):
+            await until(buffers_are_full)
         await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
         await peer.closed()
 

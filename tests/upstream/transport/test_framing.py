@@ -6,26 +6,8 @@ import contextlib
 import httpx
 import pytest
 
-from ...upstreams import (
-    BROKEN,
-    CHUNKED,
-    LEFTOVER,
-    MALFORMED,
-    OK,
-    WAIT,
-    WHOLE,
-    Answer,
-    Peer,
-    Upstream,
-)
-from .support import (
-    FINE,
-    always,
-    collect,
-    fetch,
-    make_request,
-    timeouts,
-)
+from ...upstreams import BROKEN, CHUNKED, LEFTOVER, MALFORMED, OK, WAIT, WHOLE, Answer, Peer, Upstream
+from .support import FINE, always, collect, fetch, make_request, timeouts
 
 ANSWERS = WHOLE | LEFTOVER
 

@@ -9,28 +9,8 @@ import pytest
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from ...ports import free_port
-from ...upstreams import (
-    CHUNKED,
-    OK,
-    WAIT,
-    Peer,
-    Script,
-    Upstream,
-    until,
-)
-from .support import (
-    FINE,
-    Body,
-    always,
-    collect,
-    echo,
-    fetch,
-    length,
-    make_request,
-    make_transport,
-    native_only,
-    timeouts,
-)
+from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
+from .support import FINE, Body, always, collect, echo, fetch, length, make_request, make_transport, native_only, timeouts
 
 
 async def test_the_connection_used_last_is_used_next(transport: httpx.AsyncBaseTransport) -> None:

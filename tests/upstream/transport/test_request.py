@@ -6,22 +6,8 @@ import h11
 import httpx
 import pytest
 
-from ...upstreams import (
-    WAIT,
-    Peer,
-    Upstream,
-    until,
-)
-from .support import (
-    CHUNKED_HEADER,
-    FINE,
-    Body,
-    always,
-    collect,
-    fetch,
-    length,
-    native_only,
-)
+from ...upstreams import WAIT, Peer, Upstream, until
+from .support import CHUNKED_HEADER, FINE, Body, always, collect, fetch, length, native_only
 
 TARGETS = [
     b"/",

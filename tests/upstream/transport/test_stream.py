@@ -7,14 +7,7 @@ import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport
 
-from ...upstreams import (
-    CHUNKED,
-    OK,
-    WAIT,
-    Peer,
-    Script,
-    Upstream,
-)
+from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream
 from .support import (
     CHUNKED_HEADER,
     FINE,

@@ -14,16 +14,7 @@ from aisbreaker_mw.upstream.transport import HTTPTransport
 from aisbreaker_mw.upstream.transport.tls import default_context
 
 from ...upstreams import OK, WAIT, Peer, Upstream
-from .support import (
-    FINE,
-    always,
-    collect,
-    fetch,
-    make_request,
-    make_transport,
-    native_only,
-    timeouts,
-)
+from .support import FINE, always, collect, fetch, make_request, make_transport, native_only, timeouts
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from .support import (
-    Service,
-    gateway,
-    service,
-)
+from .support import Service, gateway, service
 
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[str]:
+    """The base URL of a server of ours in front of the WebSocket services."""
     with gateway() as made:
         yield made
 

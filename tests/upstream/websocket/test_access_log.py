@@ -10,15 +10,7 @@ from aisbreaker_mw import AIsBreakerMiddleware
 
 from ...support import mint, serve, settings
 from ...upstreams import until
-from .support import (
-    KEY_SUBPROTOCOL,
-    SECRET,
-    closing,
-    hold,
-    opening,
-    refused,
-    service,
-)
+from .support import KEY_SUBPROTOCOL, SECRET, closing, hold, opening, refused, service
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

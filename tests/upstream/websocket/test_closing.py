@@ -13,18 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ...support import WAIT, mint
 from ...upstreams import Peer, until
-from .support import (
-    SECRET,
-    Client,
-    RawService,
-    accepting,
-    closing,
-    gateway,
-    hold,
-    opening,
-    refused,
-    service,
-)
+from .support import SECRET, Client, RawService, accepting, closing, gateway, hold, opening, refused, service
 
 CLOSES = [(1000, ""), (1000, "bye"), (1001, "moving"), (1011, "bug"), (3000, "invalid_request_error.x"), (4999, "\xfc" * 61)]
 

@@ -12,19 +12,7 @@ from aisbreaker_mw import create_app
 
 from ...ports import free_port
 from ...support import bearer, mint, serve, settings
-from .support import (
-    KEY_SUBPROTOCOL,
-    LIVE,
-    REALTIME,
-    SECRET,
-    URL,
-    Service,
-    closing,
-    gateway,
-    opening,
-    refused,
-    service,
-)
+from .support import KEY_SUBPROTOCOL, LIVE, REALTIME, SECRET, URL, Service, closing, gateway, opening, refused, service
 
 CARRIERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "authorization": lambda token: {"headers": bearer(token)},

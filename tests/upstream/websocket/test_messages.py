@@ -8,13 +8,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import ServerConnection
 
 from ...support import WAIT, mint
-from .support import (
-    SECRET,
-    gateway,
-    hold,
-    opening,
-    service,
-)
+from .support import SECRET, gateway, hold, opening, service
 
 
 async def test_messages_keep_kind_boundaries_and_order(front: str) -> None:

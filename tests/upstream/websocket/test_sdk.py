@@ -9,10 +9,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import InvalidStatus
 
 from ...support import mint
-from .support import (
-    SECRET,
-    service,
-)
+from .support import SECRET, service
 
 
 async def converse(socket: ServerConnection) -> None:

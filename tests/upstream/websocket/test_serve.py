@@ -7,15 +7,7 @@ import signal
 import subprocess
 
 from ...support import KEY, WAIT, mint, serve_process
-from .support import (
-    REALTIME,
-    SECRET,
-    URL,
-    Service,
-    closing,
-    opening,
-    refused,
-)
+from .support import REALTIME, SECRET, URL, Service, closing, opening, refused
 
 
 async def test_the_standalone_server(echoing: Service) -> None:
