@@ -40,7 +40,7 @@ RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
 """Headers that tell a rate limit (draft-ietf-httpapi-ratelimit-headers-10)."""
 
 PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
-"""Headers in which a browser tells of the calling page. They are for this origin; the service's caller is this server."""
+"""Headers in which a browser describes the calling page. They are for this origin; the service's caller is this server."""
 
 METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
 """Headers that some servers take for the true method. A token's permission was checked by the method that was sent."""

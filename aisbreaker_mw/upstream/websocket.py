@@ -55,7 +55,7 @@ _TARGET = re.compile(rb"/[!-~]*")
 _PING_INTERVAL = 20.0  # seconds
 _CLOSE_TIMEOUT = 1.0  # seconds for the other side's part of the closing handshake; then the connection is cut
 _MAX_QUEUE = 4  # messages of the service held for a slow client; more wait in the service's own buffers
-_DROPPED = frozenset({b"content-length", b"date", b"server"})
+_NOT_RELAYED = frozenset({b"content-length", b"date", b"server"})
 
 _SILENT = logging.Logger("websockets")  # the library's own logger logs headers and messages
 _SILENT.disabled = True
@@ -90,7 +90,7 @@ _OVERSIZED = _End(_TOO_BIG, error="payload_too_large")
 _EXPIRED = _End(_POLICY, "The API key has expired.", error=InvalidToken.code)
 
 
-class _Connection(ClientConnection):
+class _ServiceConnection(ClientConnection):
     """Aborts the connection soon after closing begins. The library would leave it to the service to close it."""
 
     _cut: asyncio.TimerHandle | None = None
@@ -188,7 +188,7 @@ class WebSocketProxy:
         scheme, host, port = request.origin
         secure = scheme == "https"
 
-        def make() -> _Connection:
+        def make() -> _ServiceConnection:
             protocol = ClientProtocol(
                 # Not parsed from a URL, which would change some paths. The target is sent unchanged, with its query.
                 WebSocketURI(secure, host, port, request.target.decode("ascii"), ""),
@@ -196,7 +196,7 @@ class WebSocketProxy:
                 max_size=self._max_message_bytes,
                 logger=_SILENT,
             )
-            return _Connection(
+            return _ServiceConnection(
                 protocol,
                 ping_interval=_PING_INTERVAL,
                 ping_timeout=self._timeouts.idle,
@@ -339,7 +339,7 @@ def _response_headers(response: Response, request: UpstreamRequest) -> RawHeader
     return [
         header
         for header in response_headers(_raw_headers(response), counted=request.counted)
-        if header[0] not in _DROPPED and not header[0].startswith(b"sec-websocket-")
+        if header[0] not in _NOT_RELAYED and not header[0].startswith(b"sec-websocket-")
     ]
 
 

@@ -81,7 +81,7 @@ class ResponseReader:
         self.pieces: list[bytes] = []
         """The part of the body that has arrived and was not taken yet."""
         self.buffered = 0
-        """Bytes in `pieces`, or a little more: for chunks, with their framing."""
+        """Bytes in `pieces`; for chunks, with their framing."""
         self.keep_alive = False
         self.surplus = False
         """Whether bytes came after the end of the response."""
