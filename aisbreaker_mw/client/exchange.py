@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ..asgi import synchronous_send
 from ..exceptions import ClientDisconnected, RequestError, ResponseInterrupted
 from ..http1.fields import RawHeaders
-from ..telemetry.logs import ACCESS_LOGGER, LogFields, describe_crash
+from ..telemetry.logs import ACCESS_LOGGER, LogFields, describe_crash, new_request_id
 from ..tokens.claims import TokenClaims
 from .responses import Dialect, Response, error_response
 
@@ -76,7 +75,7 @@ class Exchange:
     def request_id(self) -> str:
         """Names this request in its error and its log line."""
         if self._request_id is None:
-            self._request_id = "req_" + token_hex(12)
+            self._request_id = new_request_id()
         return self._request_id
 
     async def send(self, message: Message) -> None:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from ..exceptions import InvalidRequest
 from ..http1.fields import RawHeaders, get
+from ..http1.grammar import TOKEN
 from ..tokens.sealer import TOKEN_PREFIX
 
 __all__ = ["Handshake", "from_allowed_page", "read_handshake"]
 
 _KEY_SUBPROTOCOL = "openai-insecure-api-key."
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+_TOKEN = re.compile(TOKEN)
 
 
 class Handshake(NamedTuple):

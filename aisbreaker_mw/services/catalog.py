@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ..client.responses import Dialect
 from ..exceptions import ConfigurationError, InvalidRequest
+from ..http1.grammar import TOKEN
 from .patterns import TASK
 from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
 
@@ -284,7 +285,7 @@ class _Builder:
 
     def header(self, key: str, name: object, value: object) -> tuple[bytes, bytes]:
         # RFC 9110, 5.1 and 5.5
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        if not isinstance(name, str) or not re.fullmatch(TOKEN, name):
             raise self.takes(key, "header names of letters, digits and '-'")
         if not isinstance(value, str) or not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value):
             raise self.takes(key, "header values of printable ASCII")

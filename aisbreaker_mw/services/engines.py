@@ -17,6 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from ..exceptions import InvalidRequest, PayloadTooLarge
+from ..http1.grammar import TOKEN
 from .json_outline import outline
 
 __all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_SCANNED_BYTES", "read_engine", "read_query_engine", "strict_json"]
@@ -34,8 +35,7 @@ _SILENT = logging.Logger("multipart")  # the parser's own logger quotes the body
 _SILENT.disabled = True
 
 _ENGINE = re.compile(r"[!-~]*")
-_WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, 5.6.2
-_PARAMETER = re.compile(rf';[ \t]*(?:({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t]*')  # RFC 9110, 5.6.6
+_PARAMETER = re.compile(rf';[ \t]*(?:({TOKEN})=({TOKEN}|"(?:[^"\\]|\\.)*"))?[ \t]*')  # RFC 9110, 5.6.6
 # A string that isn't closed runs to the end: looking for the next one inside it would take quadratic time.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 

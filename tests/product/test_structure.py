@@ -31,7 +31,7 @@ MOST_PARAMETERS = 5
 # From the lowest floor to the highest. A folder is one room. It imports freely within itself, but never in a circle. "" is the
 # package's own __init__.
 FLOORS: list[set[str]] = [
-    {"durations", "http1"},
+    {"deadline", "durations", "http1"},
     {"asgi", "exceptions", "telemetry"},
     {"tokens"},
     {"client"},
@@ -73,6 +73,7 @@ USERS: dict[str, set[str]] = {
         "upstream.transport.request",
         "upstream.transport.response",
         "upstream.transport.stream",
+        "upstream.transport.transport",
     },
     "limits": {"quotas.buckets", "quotas.fallback", "quotas.limiter", "quotas.memory", "quotas.model", "quotas.redis"},
     "nacl": {"tokens.keyring", "tokens.sealer"},
@@ -101,6 +102,7 @@ USERS: dict[str, set[str]] = {
         "serving.base_protocol",
         "serving.cycle",
         "serving.http_protocol",
+        "serving.refusal",
         "serving.server",
         "serving.websocket_protocol",
     },
