@@ -177,7 +177,7 @@ TAKEN = names_taken()
 
 def test_imports_are_read() -> None:
     ours, libraries = IMPORTS["tokens.sealer"]
-    assert ours == {"exceptions", "tokens.base64url", "tokens.claims", "tokens.keyring"}
+    assert ours == {"exceptions", "memo", "tokens.base64url", "tokens.claims", "tokens.keyring"}
     assert libraries == {"nacl", "orjson", "pydantic"}
     assert {"credentials.carriers", "quotas.buckets", "quotas.gate"} <= IMPORTS["guard"][0]
     assert {"quotas", "quotas.buckets"} <= IMPORTS["assembly"][0]
