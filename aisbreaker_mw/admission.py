@@ -1,9 +1,9 @@
 """
-What the head of a request to a service decides: whose it is, where it goes, with which credential, and what it counts in.
+Admission: decides from a request's head where it goes, with which credential, and in which quotas it counts.
 
-All of that depends on a few fields of the head only, and a client asks for the same again and again. So a decision is
-remembered, and the next request with the same path, credential and client takes one look into a dictionary. What can change
-meanwhile is not remembered: the token's expiry is checked every time, and so are quotas and bodies.
+A decision depends on a few fields of the head, and clients repeat them. So it is remembered, and the next request with the
+same path, credential and client costs one look into a dictionary. The token's expiry, the quotas and the body are checked
+every time.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _Key: TypeAlias = tuple[str | bytes, ...]
 
 class ServiceRequest(NamedTuple):
     """
-    A request to a service, as it came.
+    A request to a service, as received.
 
     Attributes:
         service: the service.

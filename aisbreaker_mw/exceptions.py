@@ -3,7 +3,7 @@ The tree of errors.
 
     AIsBreakerError
     ├── ConfigurationError                 the start is refused
-    ├── ResponseInterrupted                an answer that had begun was broken off
+    ├── ResponseInterrupted                a response that had begun was broken off
     ├── ClientDisconnected                 there is nobody to answer
     └── RequestError                       answered to the client, in the dialect of its SDK (500 internal_error)
         ├── CredentialUnsupported          500 credential_unsupported
@@ -36,7 +36,7 @@ import math
 from .http1.fields import RawHeaders
 
 LONGEST_RETRY = 60.0
-"""Seconds that a client's SDK should wait at most by itself; over that it is told not to retry."""
+"""Longest wait, in seconds, after which an SDK should retry by itself. Beyond it the SDK is told not to."""
 
 
 class AIsBreakerError(Exception):
@@ -44,29 +44,29 @@ class AIsBreakerError(Exception):
 
 
 class ConfigurationError(AIsBreakerError):
-    """The configuration is unusable. The message is one line: the key, and what it takes; never a secret's value."""
+    """The configuration is unusable. The message is one line: the key and what it takes, never a secret's value."""
 
 
 class ResponseInterrupted(AIsBreakerError):
     """
-    An answer that had begun can't be completed, so the connection to the client must be closed without a proper end.
+    A response that had begun can't be completed, so the client's connection must be closed without a proper end.
 
-    Raised out of the ASGI app: that is how a server is told to cut a connection (the ASGI specification has no event for
-    it), and how any middleware around us learns that the body is not whole.
+    It leaves the ASGI app as an exception. That is how a server is told to cut a connection, as ASGI has no event for it, and
+    how any middleware around us learns that the body is not whole.
     """
 
 
 class ClientDisconnected(AIsBreakerError):
-    """The client went away; there is nobody to answer."""
+    """The client went away, so nobody is there to answer."""
 
 
 class RequestError(AIsBreakerError):
     """
-    A request that is answered with an error.
+    An error that the client is told.
 
     Args:
         message: a fixed text for the client; the class's own when not given.
-        param: path of the field in the request that is to blame, where there is one.
+        param: path of the request's field that is wrong, where there is one.
     """
 
     status = 500
@@ -80,17 +80,21 @@ class RequestError(AIsBreakerError):
 
     @property
     def headers(self) -> RawHeaders:
-        """Headers that belong to this error, names in lower case."""
+        """The headers that belong to the error, names in lower case."""
         return []
 
 
 class InvalidRequest(RequestError):
+    """The request is malformed, or could be read in two ways (RFC 9110, 15.5.1)."""
+
     status = 400
     code = "invalid_request"
     message = "The request is malformed."
 
 
 class MissingCredential(RequestError):
+    """The request carries no credential (RFC 6750, 3.1)."""
+
     status = 401
     code = "missing_credential"
     message = "No API key was sent. Send an aisbreaker_... token where your SDK puts its API key."
@@ -102,7 +106,7 @@ class MissingCredential(RequestError):
 
 
 class InvalidToken(RequestError):
-    """A credential that does not open, or opened and has expired (RFC 6750, 3.1)."""
+    """A token does not open, or has expired (RFC 6750, 3.1)."""
 
     status = 401
     code = "invalid_token"
@@ -115,7 +119,7 @@ class InvalidToken(RequestError):
 
 
 class InvalidClient(RequestError):
-    """RFC 6749, 5.2: minting asks for a clientSecret, and this is not it."""
+    """Minting asks for a clientSecret, and the request's is wrong or missing (RFC 6749, 5.2)."""
 
     status = 401
     code = "invalid_client"
@@ -127,24 +131,37 @@ class InvalidClient(RequestError):
 
 
 class ServiceNotAllowed(RequestError):
+    """No secret of the token matches what was asked for."""
+
     status = 403
     code = "service_not_allowed"
     message = "The token holds no secret for the requested service."
 
 
 class MintingRefused(RequestError):
+    """The server's configuration lets nobody mint."""
+
     status = 403
     code = "minting_refused"
     message = "This server does not issue tokens."
 
 
 class NotFound(RequestError):
+    """Nothing is at the request's path."""
+
     status = 404
     code = "not_found"
     message = "There is nothing at this path."
 
 
 class MethodNotAllowed(RequestError):
+    """
+    The endpoint knows other methods (RFC 9110, 15.5.6).
+
+    Args:
+        allowed: the methods that it knows.
+    """
+
     status = 405
     code = "method_not_allowed"
     message = "The method is not allowed here."
@@ -159,19 +176,23 @@ class MethodNotAllowed(RequestError):
 
 
 class PayloadTooLarge(RequestError):
+    """The request's body has too many bytes (RFC 9110, 15.5.14)."""
+
     status = 413
     code = "payload_too_large"
     message = "The request body is too large."
 
 
 class UnsupportedMediaType(RequestError):
+    """The request's body has another media type or content coding than the endpoint reads (RFC 9110, 15.5.16)."""
+
     status = 415
     code = "unsupported_media_type"
     message = "The request body must be application/json."
 
 
 class HeadTooLarge(RequestError):
-    """RFC 6585, 5: the head of the request has too many fields or bytes."""
+    """The head of the request has too many fields or bytes (RFC 6585, 5)."""
 
     status = 431
     code = "request_header_fields_too_large"
@@ -179,7 +200,7 @@ class HeadTooLarge(RequestError):
 
 
 class RequestTimeout(RequestError):
-    """RFC 9110, 15.5.9: the server did not get the whole request in the time that it waits for one."""
+    """The client sent its request too slowly (RFC 9110, 15.5.9)."""
 
     status = 408
     code = "request_timeout"
@@ -187,7 +208,7 @@ class RequestTimeout(RequestError):
 
 
 class MisdirectedRequest(RequestError):
-    """RFC 9110, 15.5.20: this server does not answer for the request's host."""
+    """The request is for a host that is not this server's (RFC 9110, 15.5.20)."""
 
     status = 421
     code = "misdirected_request"
@@ -195,7 +216,13 @@ class MisdirectedRequest(RequestError):
 
 
 class _Retryable(RequestError):
-    """An error that passes with time. `retry_after`: seconds until a retry can succeed."""
+    """
+    An error that passes with time.
+
+    Args:
+        message: a fixed text for the client; the class's own when not given.
+        retry_after: seconds until a retry can succeed.
+    """
 
     def __init__(self, message: str | None = None, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -213,13 +240,15 @@ class _Retryable(RequestError):
 
 
 class RateLimitExceeded(_Retryable):
+    """A window has no room for the request (RFC 6585, 4)."""
+
     status = 429
     code = "rate_limit_exceeded"
     message = "The rate limit of this token or server is exceeded. Retry later."
 
 
 class CredentialUnsupported(RequestError):
-    """This server lacks the library that the service's kind of credential takes; the log says which."""
+    """The library for the service's kind of credential is not installed. The log names it."""
 
     status = 500
     code = "credential_unsupported"
@@ -231,12 +260,16 @@ class CredentialUnsupported(RequestError):
 
 
 class UpstreamError(RequestError):
+    """The service could not be reached, or sent no valid response (RFC 9110, 15.6.3)."""
+
     status = 502
     code = "upstream_error"
     message = "The AI service could not be reached, or gave no valid answer."
 
 
 class UpstreamCredentialRejected(RequestError):
+    """The service refused the credential that is sealed in the token."""
+
     status = 502
     code = "upstream_credential_rejected"
     message = "The AI service rejected the credential that is sealed in the token."
@@ -247,19 +280,23 @@ class UpstreamCredentialRejected(RequestError):
 
 
 class QuotaStorageUnavailable(_Retryable):
+    """The quota storage does not answer, and the policy is `deny`."""
+
     status = 503
     code = "quota_storage_unavailable"
     message = "The quotas can't be checked at the moment. Retry later."
 
 
 class UpstreamBusy(_Retryable):
+    """No connection to the service became free in time."""
+
     status = 503
     code = "upstream_busy"
     message = "All connections to the AI service are in use. Retry later."
 
 
 class ShuttingDown(_Retryable):
-    """The server drains; a request that had no answer yet can be sent again, elsewhere or later."""
+    """The server drains. A request without a response can be sent again, elsewhere or later."""
 
     status = 503
     code = "server_shutting_down"
@@ -267,6 +304,8 @@ class ShuttingDown(_Retryable):
 
 
 class UpstreamTimeout(RequestError):
+    """The service was slower than a timeout (RFC 9110, 15.6.5)."""
+
     status = 504
     code = "upstream_timeout"
     message = "The AI service did not answer in time."
