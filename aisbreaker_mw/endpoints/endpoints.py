@@ -27,7 +27,7 @@ _HEALTH = b"/api/v1/health"
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """
-    Answers the requests to this server's own endpoints.
+    Serves the requests to this server's own endpoints.
 
     Args:
         token: mints tokens.
@@ -52,7 +52,7 @@ class Endpoints:
 
     async def __call__(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         """
-        Answer a request.
+        Serve a request.
 
         Args:
             path: raw path below the mount point.

@@ -47,7 +47,7 @@ class ServiceCatalog:
         for name, table in (overrides or {}).items():
             if not re.fullmatch("[a-z0-9][a-z0-9-]*", name) or name == "api":
                 raise ConfigurationError(
-                    f"services: {name!a} can't be a name: it takes a-z, 0-9 and -, beginning with no -, and not 'api'"
+                    f"services: {name!a} can't be a name: it takes a-z, 0-9 and -, does not begin with -, and is not 'api'"
                 )
             if not isinstance(table, Mapping):
                 raise ConfigurationError(f"services.{name} takes a table")

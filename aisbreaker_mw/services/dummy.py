@@ -36,7 +36,7 @@ _Handler = Callable[[dict[str, Any], str], dict[str, Any] | Iterator[bytes]]
 
 class DummyService:
     """
-    An ASGI app that answers `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/images/generations` and
+    An ASGI app that serves `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/images/generations` and
     `/v1/models` as OpenAI does (https://platform.openai.com/docs/api-reference).
 
     Args:
@@ -55,7 +55,7 @@ class DummyService:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; `scope["path"]` begins with `/v1`."""
+        """Serve one request. `scope["path"]` begins with `/v1`."""
         request_id = "req_dummy"
         try:
             handler = self._handlers.get(scope["path"])

@@ -32,7 +32,7 @@ def engine_members(body: bytes | bytearray, boundary: str, field: str) -> list[t
         field: name of the engine's field.
 
     Raises:
-        InvalidRequest: the form can be read in no way or in several, or such a part is no plain text.
+        InvalidRequest: the form can be read in no way or in several, or such a part is not plain text.
     """
     if not _BOUNDARY.fullmatch(boundary):
         raise InvalidRequest("The form's boundary is missing or malformed.")

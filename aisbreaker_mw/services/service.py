@@ -230,7 +230,7 @@ class Service:
         credential: how it wants its credential; a `RouteMatch` has the style of one path.
         errors: dialect of its errors; a `RouteMatch` has the dialect of one path.
         default_headers: raw headers that are sent where the client sent none of that name.
-        embedded: whether it is answered inside this process (`dummy`).
+        embedded: whether it runs inside this process (`dummy`).
         delay: seconds between streamed pieces of an embedded service.
         scheme, host, port, host_header, base_path: parts of `base_url`; empty and 0 without one. `host` has no brackets,
             `host_header` is the value of `Host`, `base_path` has no trailing slash.
@@ -261,7 +261,7 @@ class Service:
 
     @property
     def available(self) -> bool:
-        """Whether requests can be answered: it is embedded, or has a base URL."""
+        """Whether requests can be served: the service is embedded, or has a base URL."""
         return self.embedded or self.base_url is not None
 
     def resolve(self, method: str, rest: bytes) -> tuple[RouteMatch, bytes]:

@@ -290,7 +290,7 @@ def unknown_key(name: str, key: str) -> ConfigurationError:
 
 def _completions(prefix: str, others: tuple[str, ...]) -> tuple[tuple[bytes, bytes], ...]:
     """
-    Return how a path is completed: pairs of its beginning and of what is put before it, in the order of trying.
+    Return how a path is completed: pairs of its beginning and the text to put before it, in the order of trying.
 
     For `/openai/v1`: nothing goes before `/openai/v1`, `/openai` goes before `/v1`, and all of it before anything else.
     """
