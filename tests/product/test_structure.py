@@ -80,7 +80,7 @@ USERS: dict[str, set[str]] = {
     "orjson": {"client.responses", "services.dummy", "telemetry.logs", "tokens.sealer"},
     "pydantic": {"cli.serve", "endpoints.token", "endpoints.token_request", "settings", "tokens.claims", "tokens.sealer"},
     "pydantic_settings": {"settings"},
-    "python_multipart": {"services.engines"},
+    "python_multipart": {"services.multipart"},
     "redis": {"quotas.redis"},
     "starlette": {
         "admission",
