@@ -6,8 +6,8 @@ import re
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-from ..http1.grammar import TOKEN
 from ..exceptions import InvalidRequest
+from ..http1.grammar import TOKEN
 from .engine_field import LONGEST_ENGINE, could_name_engine
 
 __all__ = ["MAX_FIELDS", "engine_members", "parse_header"]

@@ -153,7 +153,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
     config.write_text("[minting]\nmood = 1\n")
     bad = run("check-config", "--config", str(config))
     assert bad.returncode == 1
-    assert "minting.mood: is no known setting" in bad.stderr
+    assert "minting.mood: is not a known setting" in bad.stderr
 
 
 def test_the_factory_runs_under_uvicorn_itself() -> None:
@@ -190,7 +190,7 @@ def test_the_demo_on_a_taken_port(address: str) -> None:
             taken.accept()
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert refused.stderr == f"Error: port {port} is taken. Another one: aisbreaker demo --port {port + 1}\n"
+    assert refused.stderr == f"Error: port {port} is taken. Take another one: aisbreaker demo --port {port + 1}\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM")

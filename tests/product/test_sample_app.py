@@ -10,7 +10,7 @@ def test_the_sample_app() -> None:
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     with run_process(["uvicorn", "sample_app.main:app", "--port", str(port), "--log-level", "error"], base):
-        assert "An app of one's own" in httpx.get(base).text
+        assert "Sample app" in httpx.get(base).text
         assert httpx.post(f"{base}/api/v1/foo").status_code == 401
         token = mint(base, ("chat:openai.com", "sk-1"))
         # The contract's example, its unbalanced body included.

@@ -95,13 +95,6 @@ def test_a_bucket_has_sixteen_windows_at_most() -> None:
         Bucket("key", "slot", "token", limits(1, 2, 3) * 6)
 
 
-def test_a_bucket_gives_its_windows_to_another_key() -> None:
-    one = bucket("token:a", minute=5, day=7)
-    other = one.with_key("token:b")
-    assert other == bucket("token:b", minute=5, day=7)
-    assert other.windows is one.windows
-
-
 class Broken:
     """A storage whose errors quote its URI."""
 

@@ -337,6 +337,3 @@ class TestStrategiesOfLimits:
         await storage.clear("a")
         assert await storage.get("a") == 0
         assert admitted(storage, token, times=19) == 10
-
-    def test_limits_knows_the_key(self) -> None:
-        assert bucket("a", minute=5).with_key("b") == Bucket("b", "a", "token", limits(5))

@@ -119,7 +119,9 @@ def test_runs_of_requests_follow_the_rule_and_so_does_what_they_are_told(
         ]
         # A key always comes with windows of the same lengths.
         buckets = [
-            bucket.with_key(f"{bucket.key}/{[length for _, length in bucket.windows]}") for bucket in buckets if bucket.windows
+            Bucket(f"{bucket.key}/{[length for _, length in bucket.windows]}", bucket.slot, bucket.policy, bucket.limits)
+            for bucket in buckets
+            if bucket.windows
         ]
         for _ in range(times):
             clock.milliseconds += step

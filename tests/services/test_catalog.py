@@ -124,7 +124,7 @@ ROUTES = [
 def test_a_request_of_an_sdk_has_its_task_and_its_engine(
     name: str, method: str, path: str, task: str, source: str | None, engine: str
 ) -> None:
-    found = service(name).route(method, path.encode())
+    found = service(name).resolve(method, path.encode())[0]
     assert (found.task, found.engine_source, found.engine) == (task, source, engine)
     assert found.listing is (task == "models")
     assert found.service_id == f"{task}:{service(name).vendor}"
@@ -183,7 +183,7 @@ def test_network_waits_for_its_base_url_and_dummy_needs_none() -> None:
 def test_the_credential_and_the_error_shape_are_the_protocols(
     name: str, path: str, headers: list[tuple[bytes, bytes]], errors: str
 ) -> None:
-    found = service(name).route("POST", path.encode())
+    found = service(name).resolve("POST", path.encode())[0]
     assert found.credential.headers_for("sk-1") == headers
     assert found.credential.headers_for("") == []
     assert found.errors == errors
@@ -200,7 +200,7 @@ def test_anthropics_version_is_sent_by_default() -> None:
 def test_a_service_of_ones_own_takes_over_everything_it_is_like() -> None:
     mine = service("my-vllm", like="openai", vendor="llm.internal", base_url="http://LLM.internal:8000")
     assert (mine.scheme, mine.host, mine.port, mine.host_header) == ("http", "llm.internal", 8000, b"llm.internal:8000")
-    assert mine.route("POST", b"/chat/completions").service_id == "chat:llm.internal"
+    assert mine.resolve("POST", b"/chat/completions")[0].service_id == "chat:llm.internal"
     assert CATALOG.get("my-vllm") is None
 
 
@@ -225,10 +225,10 @@ def test_ones_own_routes_go_before_the_inherited_ones() -> None:
             "ANY {|/v1}/x/{engine}": "inference",
         },
     )
-    assert mine.route("POST", b"/files/a/score").service_id == "classification:openai.com"
-    assert mine.route("POST", b"/files/a").task == "files"
-    assert mine.route("POST", b"/completions").task == "other"
-    assert mine.route("PATCH", b"/v1/x/m").engine == "m"
+    assert mine.resolve("POST", b"/files/a/score")[0].service_id == "classification:openai.com"
+    assert mine.resolve("POST", b"/files/a")[0].task == "files"
+    assert mine.resolve("POST", b"/completions")[0].task == "other"
+    assert mine.resolve("PATCH", b"/v1/x/m")[0].engine == "m"
 
 
 def test_ipv6_base_urls() -> None:

@@ -38,9 +38,9 @@ def test_the_documentations_examples_work() -> None:
     vllm, acme = loaded.get("my-vllm"), loaded.get("acme")
     assert vllm is not None
     assert acme is not None
-    assert vllm.route("POST", b"/chat/completions").service_id == "chat:llm.internal"
-    assert acme.upstream_target(b"/speech/voice-1") == b"/gateway/v2/speech/voice-1"
-    assert acme.route("POST", b"/speech/voice-1").engine == "voice-1"
+    assert vllm.resolve("POST", b"/chat/completions")[0].service_id == "chat:llm.internal"
+    assert acme.resolve("GET", b"/speech/voice-1")[1] == b"/gateway/v2/speech/voice-1"
+    assert acme.resolve("POST", b"/speech/voice-1")[0].engine == "voice-1"
     assert acme.credential.headers_for("s") == [(b"x-acme-key", b"Key s")]
     assert acme.default_headers == ((b"x-acme-version", b"2025-01-01"),)
     assert all(len([line for line in example.splitlines() if line]) <= 10 for example in examples), "ten lines are enough"

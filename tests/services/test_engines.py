@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aisbreaker_mw.exceptions import InvalidRequest, PayloadTooLarge
-from aisbreaker_mw.services.engines import LONGEST_ENGINE, read_engine, read_query_engine, strict_json
+from aisbreaker_mw.services.engine_field import LONGEST_ENGINE
+from aisbreaker_mw.services.engines import read_engine, read_query_engine
+from aisbreaker_mw.services.strict_json import strict_json
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"

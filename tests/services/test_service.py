@@ -59,9 +59,7 @@ REFUSED_PATHS = [
 @pytest.mark.parametrize("name", ["openai", "gemini", "perplexity", "network", "dummy"])
 def test_a_path_that_could_be_taken_for_another_is_refused(name: str, rest: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        service(name).upstream_target(rest)
-    with pytest.raises(InvalidRequest):
-        service(name).route("GET", rest)
+        service(name).resolve("GET", rest)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_a_path_that_could_be_taken_for_another_is_refused(name: str, rest: byte
     ],
 )
 def test_the_api_prefix_is_added_where_it_is_missing_and_nothing_else_changes(name: str, rest: bytes, target: bytes) -> None:
-    assert service(name).upstream_target(rest) == target
+    assert service(name).resolve("GET", rest)[1] == target
 
 
 @pytest.mark.parametrize(
@@ -111,8 +109,10 @@ def test_the_api_prefix_is_added_where_it_is_missing_and_nothing_else_changes(na
 )
 def test_the_base_urls_own_path_goes_first(base_url: str, target: bytes) -> None:
     mine = service("mine", like="openai", base_url=base_url)
-    assert mine.upstream_target(b"/models") == mine.upstream_target(b"/v1/models") == target
-    assert mine.route("GET", b"/models").listing
+    assert mine.resolve("GET", b"/v1/models")[1] == target
+    match, completed = mine.resolve("GET", b"/models")
+    assert completed == target
+    assert match.listing
 
 
 # What a lenient upstream might make of a path: everything decoded twice, parameters dropped, slashes merged, case folded.
@@ -143,8 +143,7 @@ pieces = st.sampled_from(
 @example("openai", b"/v1/chat/completions%2f..%2ffiles")
 def test_no_spelling_of_a_path_makes_it_chat_unless_it_is_that_path(name: str, rest: bytes) -> None:
     try:
-        found = service(name).route("POST", rest)
-        target = service(name).upstream_target(rest)
+        found, target = service(name).resolve("POST", rest)
     except InvalidRequest:
         return
     if found.task == "chat":
@@ -179,10 +178,10 @@ def test_no_spelling_of_a_path_makes_it_chat_unless_it_is_that_path(name: str, r
     ],
 )
 def test_what_is_not_literally_listed_is_other(method: str, rest: bytes) -> None:
-    found = service().route(method, rest)
+    found = service().resolve(method, rest)[0]
     assert (found.task, found.engine_source, found.listing) == ("other", None, False)
 
 
 def test_no_path_takes_more_than_a_moment() -> None:
     path = b"/v1/models" + b"/a%2Fb" * 2000 + b"/%25"  # backtracking would need longer than the universe has
-    assert service().route("GET", path).task == "other"
+    assert service().resolve("GET", path)[0].task == "other"

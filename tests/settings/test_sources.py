@@ -207,7 +207,7 @@ def test_a_path_given_is_the_file_for_workers_as_well(
 )
 def test_an_unknown_variable_is_refused(configure: Configure, name: str) -> None:
     configure(**{name: "SENTINEL"})
-    assert refused() == f"{name}: is no known setting"
+    assert refused() == f"{name}: is not a known setting"
 
 
 @pytest.mark.parametrize(
@@ -246,17 +246,17 @@ def test_what_others_set_is_tolerated(configure: Configure, name: str) -> None:
 )
 def test_an_unknown_key_in_the_file_is_refused(configure: Configure, toml: str, name: str) -> None:
     configure(toml)
-    assert refused() == f"{name}: is no known setting"
+    assert refused() == f"{name}: is not a known setting"
 
 
 def test_an_unknown_key_is_shown_on_one_line(configure: Configure) -> None:
     configure('"a\\nb" = 1')
-    assert refused() == "'a\\nb': is no known setting"
+    assert refused() == "'a\\nb': is not a known setting"
 
 
 def test_an_unknown_argument_is_refused(configure: Configure) -> None:
-    assert refused(foo="SENTINEL") == "foo: is no known setting"
-    assert refused(minting={"foo": "SENTINEL"}) == "minting.foo: is no known setting"
+    assert refused(foo="SENTINEL") == "foo: is not a known setting"
+    assert refused(minting={"foo": "SENTINEL"}) == "minting.foo: is not a known setting"
 
 
 def test_an_unknown_key_of_a_service_is_refused(configure: Configure) -> None:
@@ -286,13 +286,13 @@ def test_an_unknown_key_of_a_service_is_refused(configure: Configure) -> None:
 def test_a_file_that_is_no_toml_is_told_in_one_line(configure: Configure, toml: str) -> None:
     configure(toml)
     line = refused()
-    assert line.startswith(f"{os.environ['AISBREAKER_CONFIG']}: is no valid TOML: ")
+    assert line.startswith(f"{os.environ['AISBREAKER_CONFIG']}: is not valid TOML: ")
     assert "line 1" in line or "line 2" in line or "end of document" in line
 
 
 def test_a_file_that_is_no_text(configure: Configure) -> None:
     configure(b"key = 'SENTINEL\xff'")
-    assert refused() == f"{os.environ['AISBREAKER_CONFIG']}: is no UTF-8 text"
+    assert refused() == f"{os.environ['AISBREAKER_CONFIG']}: is not UTF-8 text"
 
 
 @pytest.mark.parametrize(("name", "reason"), [("missing.toml", "No such file or directory"), (".", "Is a directory")])

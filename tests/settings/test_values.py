@@ -143,7 +143,7 @@ def test_what_does_not_fit_together_is_told_in_one_line(configure: Configure, to
         ("AISBREAKER_MINTING", '{"secret": "SENTINEL"', "AISBREAKER_MINTING: takes JSON"),
         ("AISBREAKER_QUOTAS", '{"storage": "redis://:SENTINEL@x"', "AISBREAKER_QUOTAS: takes JSON"),
         ("AISBREAKER_MINTING", "5", "minting: takes a table"),
-        ("AISBREAKER_MINTING__FOO", "SENTINEL", "minting.foo: is no known setting"),
+        ("AISBREAKER_MINTING__FOO", "SENTINEL", "minting.foo: is not a known setting"),
         ("AISBREAKER_MINTING__MODE", "SENTINEL", "minting.mode: takes 'open', 'secret' or 'off'"),
         ("AISBREAKER_MINTING__REQUESTS_PER_MINUTE", "1e3", f"minting.requests_per_minute: {LIMIT}"),
         ("AISBREAKER_UPSTREAM__IDLE_TIMEOUT", "30", f"upstream.idle_timeout: {SPAN}"),

@@ -234,7 +234,7 @@ async def attempt(scenario: Scenario, at: set[int], late: bool) -> int:
         await until(lambda: pool._slots == len(pool._idle) == len(pool.connections), "the slots' return")
         assert not pool._waiters
         for connection in pool.connections:
-            assert connection._exchange is None
+            assert connection._stream is None
             assert not connection.closed
             assert connection._flush_handle is None
         # What is left can be used, for as many requests as there may be connections.

@@ -51,7 +51,7 @@ async def test_no_task_and_no_timer_for_each_piece(
         async for _ in response.stream:
             taken.release()
         monkeypatch.undo()
-    assert made.count("Connection._on_timer") in (1, 2)
+    assert made.count("DeadlineTimer._on_timer") in (1, 2)
     assert len(made) < 10  # the others connect, and serve
 
 
