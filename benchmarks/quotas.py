@@ -43,10 +43,12 @@ PLAN = BucketPlan(QUOTAS)
 
 
 def address(client: int) -> str:
+    """Return the address of a client, by its number."""
     return f"2001:db8:{client >> 16:x}:{client & 0xFFFF:x}::/64"
 
 
 def twelve_windows(client: int) -> Buckets:
+    """Return the buckets of a client's request."""
     return PLAN.for_request(address(client), TOKEN)
 
 
@@ -198,6 +200,7 @@ def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def main() -> None:
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1_000_000, help="number of many clients (default: 1000000)")
     many = parser.parse_args().clients
