@@ -84,6 +84,7 @@ class HeaderStrategy:
         self._style = style
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         target = request.target
         if self._style.query is not None:
             path, _, query = target.partition(b"?")
@@ -91,6 +92,7 @@ class HeaderStrategy:
         return replace(request, target=target, headers=[*request.headers, *self._style.headers_for(secret)])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         return status == 401
 
 

@@ -69,6 +69,7 @@ class SignatureStrategy:
         self._imported = False  # importing botocore takes a while, so the first signature is made in a thread
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = [header for header in request.headers if header[0] not in _OURS]
         if ":" not in secret:
             return replace(request, headers=[*headers, (b"authorization", b"Bearer " + secret.encode("ascii"))])
@@ -86,6 +87,7 @@ class SignatureStrategy:
         return replace(request, headers=[*headers, *signature])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         if status in (400, 403):
             kind = get(headers, b"x-amzn-errortype") or b""
             return kind.partition(b":")[0].rpartition(b"#")[2] in _REJECTED

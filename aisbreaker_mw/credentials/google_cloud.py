@@ -85,10 +85,12 @@ class GoogleCloudStrategy:
         self._exchanges: dict[bytes, asyncio.Task[_Access]] = {}
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = (await self._access(secret)).headers if secret.startswith(ACCOUNT_PREFIX) else _bearer(secret)
         return replace(request, headers=[*request.headers, *headers])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         if status == 401:
             self._accesses.forget(_key(secret))
         return status == 401
