@@ -35,7 +35,7 @@ class Memo(dict[K, V | None]):
 
     def remember(self, key: K, value: V) -> None:
         """Remember a value that is not None."""
-        if len(self) >= self._half and key not in self:
+        if len(self) >= self._half:
             self._older = dict(self)
             self.clear()
         self[key] = value
