@@ -291,8 +291,8 @@ def test_check_config_tells_which_library_is_missing(monkeypatch: pytest.MonkeyP
     assert "can't make" not in CliRunner().invoke(cli.main, ["check-config"]).output
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     told = CliRunner().invoke(cli.main, ["check-config"]).output
-    assert "services.bedrock: can't make its credentials: install aisbreaker-mw[bedrock]" in told
-    assert "services.vertex: can't make its credentials: install aisbreaker-mw[vertex]" in told
+    assert "services.bedrock: can't make credentials: install aisbreaker-mw[bedrock]" in told
+    assert "services.vertex: can't make credentials: install aisbreaker-mw[vertex]" in told
 
 
 def test_no_log_has_a_secret(server: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -179,7 +179,7 @@ def test_no_free_connection_within_the_pool_timeout() -> None:
             first.start()
 
             wait_until(lambda: upstream.requests)
-            response = httpx.post(f"{base}/dummy/v1/chat/completions", json=CHAT, headers=bearer(token))
+            response = httpx.post(url, json=CHAT, headers=bearer(token))
             first.join()
     assert (response.status_code, code(response)) == (503, "upstream_busy")
     assert response.headers["retry-after"] == "1"
