@@ -22,6 +22,7 @@ from .credentials import carriers
 from .credentials.authorizer import SecretInUse
 from .exceptions import InvalidToken, MethodNotAllowed, MissingCredential, NotFound, ServiceNotAllowed
 from .http1.fields import RawHeaders, get
+from .memo import Memo
 from .quotas import Buckets
 from .quotas.buckets import BucketPlan
 from .services.engine_reader import EngineReader
@@ -142,7 +143,7 @@ class Admissions:
         self._plan = plan
         self._policy = policy
         self._loops = LoopGuard()
-        self._decisions: dict[_Key | None, Admission] = {}
+        self._decisions: Memo[_Key | None, Admission] = Memo(_MAX_DECISIONS)
 
     async def admit(self, request: ServiceRequest, body: RequestBody, exchange: Exchange) -> Admission:
         """
@@ -175,7 +176,7 @@ class Admissions:
             )
             if service.places.own_headers:
                 key += tuple([fields.get(name, b"") for name in service.places.own_headers])
-        admission = self._decisions.get(key)
+        admission = self._decisions[key]
         if admission is None:
             route, target = service.resolve(scope["method"], rest)
             service_id = route.service_id
@@ -279,9 +280,7 @@ class Admissions:
     def _remember(self, key: _Key | None, admission: Admission) -> None:
         if key is None or not admission.lasting or sum(map(len, key[1:])) > _MAX_KEY_BYTES:
             return
-        if len(self._decisions) >= _MAX_DECISIONS:
-            self._decisions.clear()
-        self._decisions[key] = admission
+        self._decisions.remember(key, admission)
 
 
 def _with_query(target: bytes, query: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The caller's token: found wherever an SDK puts its API key, and replaced by the service's credential."""
+"""Carriers: the places where an SDK puts its API key. The token is found there, and replaced by the service's credential."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
@@ -23,7 +23,13 @@ _UNCHECKED = frozenset({b"user-agent", b"cookie"})
 
 
 class PresentedCredential(NamedTuple):
-    """What the caller sent: a token of ours, or somebody's own key (`foreign`), or neither."""
+    """
+    The client's credential.
+
+    Attributes:
+        token: an `aisbreaker_` token, or None.
+        foreign: whether there is a credential that is no such token.
+    """
 
     token: str | None
     foreign: bool
@@ -59,7 +65,7 @@ def find(headers: RawHeaders, query: bytes, places: KeyPlaces) -> PresentedCrede
         if credential.startswith(_PREFIX):
             tokens.add(credential)
         elif _PREFIX in value:
-            # Somebody's token in a wrong place must not be forwarded as a foreign credential.
+            # A token in the wrong place must not be forwarded as a foreign credential.
             raise InvalidRequest("The token must be the whole API key, behind nothing but Bearer.")
         elif credential:
             foreign = True
@@ -91,7 +97,9 @@ def has_unchecked_token(headers: RawHeaders) -> bool:
 
 def bearer_token(headers: RawHeaders) -> str | None:
     """
-    Return the token of ours in `Authorization: Bearer`, or None. On the wrapped app's paths a token is looked for nowhere else.
+    Return the `aisbreaker_` token in `Authorization: Bearer`, or None.
+
+    It is the only carrier on the wrapped app's own paths.
 
     Raises:
         InvalidRequest: a token is beside another Authorization header, or beside another value.
@@ -167,16 +175,16 @@ async def choose(
     secrets: Iterable[ServiceSecret], route: RouteMatch, read_engine: Callable[[], Awaitable[str]]
 ) -> tuple[ServiceSecret, str]:
     """
-    Return the first secret that covers a request, and the request's serviceId as far as it had to be known.
+    Return the first secret that covers a request, and the request's serviceId, with the engine if that had to be read.
 
     Args:
-        secrets: in the order in which they are tried.
+        secrets: secrets in the order in which they are tried.
         route: what the request does.
-        read_engine: returns the engine, "" where the request names none; awaited once at most, and only when a secret's
-            pattern names engines.
+        read_engine: returns the engine, or "" if the request names none. Awaited at most once, and only when a secret's pattern
+            names engines.
 
     Raises:
-        ServiceNotAllowed: none does; names the serviceId.
+        ServiceNotAllowed: no secret covers the request. The message names the serviceId.
     """
     service_id = route.service_id_with(route.engine)
     engine_known = route.engine_source is None or bool(route.engine)
@@ -197,7 +205,7 @@ def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecr
     Return the first secret that covers a serviceId.
 
     Raises:
-        ServiceNotAllowed: none does; names the serviceId.
+        ServiceNotAllowed: no secret covers it. The message names the serviceId.
     """
     for secret in secrets:
         if matches(secret.service_id, service_id):
@@ -206,13 +214,13 @@ def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecr
 
 
 def reveal(secret: ServiceSecret, token: str) -> str:
-    """Return the credential that `secret` stands for, its first where it has several; empty: none is to be sent."""
+    """Return the credential of a secret, the first where it has several; empty where none is sent."""
     value = secret.auth_secret.get_secret_value()
     return token if value == PRESENTED_TOKEN else value
 
 
 def replace_authorization(headers: RawHeaders, credential: str) -> RawHeaders:
-    """Return a copy of `headers` with `Authorization: Bearer credential` alone, or none where `credential` is empty."""
+    """Return a copy of `headers` whose only Authorization is `Bearer credential`; it has none if `credential` is empty."""
     replaced = [header for header in headers if header[0] != b"authorization"]
     if credential:
         replaced.append((b"authorization", b"Bearer " + credential.encode("ascii")))
