@@ -1,5 +1,5 @@
 """
-Reading a request's engine (its model) out of the body, and strict JSON.
+Reading a request's engine (its model), and every other model it names, out of the body; and strict JSON.
 
 The engine decides which secret of a token is sent, so a body that two readers can understand in two ways is refused: what
 the upstream would run must be what was checked here. All of this happens only to requests whose token names engines.
@@ -18,8 +18,9 @@ from python_multipart.multipart import MultipartParser
 
 from ..exceptions import InvalidRequest, PayloadTooLarge
 from .json_outline import outline
+from .second_models import FieldKind, NamedModels, field_kind, find_models, plain
 
-__all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_SCANNED_BYTES", "read_engine", "read_query_engine", "strict_json"]
+__all__ = ["LARGE_BODY_BYTES", "LONGEST_ENGINE", "MAX_SCANNED_BYTES", "read_models", "read_query_models", "strict_json"]
 
 LONGEST_ENGINE = 256
 """Characters of an engine, at most."""
@@ -29,6 +30,8 @@ LARGE_BODY_BYTES = 256 * 1024
 """From a body that is longer, or compressed, the engine is best read in a thread."""
 _MAX_DEPTH = 256
 _MAX_FIELDS = 1000
+_MAX_MEMBERS = 200_000
+"""Most members and elements of a JSON body that are searched for further models; messages and schemas don't count."""
 
 _SILENT = logging.Logger("multipart")  # the parser's own logger quotes the body
 _SILENT.disabled = True
@@ -36,21 +39,27 @@ _SILENT.disabled = True
 _ENGINE = re.compile(r"[!-~]*")
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, 5.6.2
 _PARAMETER = re.compile(rf';[ \t]*(?:({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t]*')  # RFC 9110, 5.6.6
+_ELSEWHERE = ("path", "deployment")
+"""Kinds of a body that doesn't name the engine."""
+_MEDIA = re.compile(r"(?:audio|image|video)/[^ ]+|application/octet-stream")
+_LIKE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[\s\0]*[{\[]")  # some upstreams read JSON whatever the Content-Type says
+_TOO_MANY = "The token names models, and this body has too many parts to read its models from."
 # A string that isn't closed runs to the end: looking for the next one inside it would take quadratic time.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def read_engine(
+def read_models(
     kind: str, body: bytes | bytearray, content_type: str, content_encoding: str, *, limit: int = MAX_SCANNED_BYTES
-) -> str:
+) -> NamedModels:
     """
-    Return the engine that a request body names, "" where it names none.
+    Return the models that a request body names.
 
     The content type decides how the body is read, as it does for the upstream; `kind` names the field, and what a body
     without a content type is.
 
     Args:
-        kind: `json:<key>` or `form:<key>`, from `RouteMatch.engine_source`.
+        kind: `json:<key>` or `form:<key>`, from `RouteMatch.engine_source`. With `path`, the engine stands elsewhere, and
+            the body's `model` is a further one; with `deployment`, the upstream ignores it.
         body: the whole body as it came.
         content_type: the header's value, "" without one.
         content_encoding: the header's value, "" without one; gzip and deflate can be read.
@@ -61,29 +70,36 @@ def read_engine(
         PayloadTooLarge
     """
     default, _, field = kind.partition(":")
+    field = field or "model"
     if len(body) > limit:
         raise _too_large()
     body = _decompressed(body, content_encoding.strip().lower(), limit)
     if not body:
-        return ""
+        return NamedModels("")
     media_type, parameters = _parse_header(content_type)
     if parameters.get("charset", "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         raise InvalidRequest("The request body's charset must be UTF-8.")
     if media_type == "application/x-www-form-urlencoded":
-        return _from_urlencoded(body, field)
-    if media_type == "multipart/form-data":
-        return _from_multipart(body, parameters.get("boundary", ""), field)
-    if media_type == "application/json" or media_type.endswith("+json") or (not media_type and default == "json"):
-        return _from_json(body, field)
-    raise InvalidRequest(
-        "The request body must be JSON or a form, with the Content-Type that says so: its model must be read, because "
-        "the token names models."
-    )
+        named = _from_urlencoded(body, field)
+    elif media_type == "multipart/form-data":
+        named = _from_multipart(body, parameters.get("boundary", ""), field)
+    elif media_type == "application/json" or media_type.endswith("+json") or (not media_type and default != "form"):
+        named = _from_json(body, field, default)
+    elif default in _ELSEWHERE and _MEDIA.fullmatch(media_type) and not _LIKE_JSON.match(body):
+        return NamedModels("")  # an image, or a recording, which names no model
+    else:
+        raise InvalidRequest(
+            "The request body must be JSON or a form, with the Content-Type that says so: its models must be read, because "
+            "the token names models."
+        )
+    if default not in _ELSEWHERE or not named.engine:
+        return named
+    return NamedModels("", named.others | {named.engine} if default == "path" else named.others, named.unchecked)
 
 
-def read_query_engine(kind: str, query: bytes) -> str:
+def read_query_models(kind: str, query: bytes) -> NamedModels:
     """
-    Return the engine that a query names, "" where it names none.
+    Return the models that a query names.
 
     Args:
         kind: `query:<key>`, from `RouteMatch.engine_source`.
@@ -180,22 +196,28 @@ def _loads(text: str, decoder: json.JSONDecoder) -> Any:
         raise ValueError("must be valid JSON") from None
 
 
-def _from_json(body: bytes | bytearray, field: str) -> str:
+def _from_json(body: bytes | bytearray, field: str, default: str) -> NamedModels:
     try:
         value = _loads(_decode(body if len(body) <= LARGE_BODY_BYTES else outline(body), _MAX_DEPTH), _PAIRS)
     except ValueError as refusal:
         raise InvalidRequest(f"The request body {refusal}.") from None
     if not isinstance(value, tuple):
         raise InvalidRequest("The request body must be a JSON object.")
-    return _only(value, field)
+    try:
+        others, unchecked = find_models(value, lambda key: _alike(key, field), _MAX_MEMBERS)
+    except OverflowError:
+        raise PayloadTooLarge(_TOO_MANY) from None
+    for other in others:
+        _check_engine(other, field)
+    return NamedModels(_only(value, field), others, unchecked)
 
 
 def _alike(name: str, field: str) -> bool:
     """
-    Tell whether some upstream could take `name` for the field: some fold case (Go's encoding/json) or trim (PHP), and some
-    take alternatives that nobody checked from the plural (OpenRouter's `models`).
+    Tell whether some upstream could take `name` for the field (see `plain`). Some take alternatives that nobody checked from
+    the plural (OpenRouter's `models`).
     """
-    return name.strip().casefold() in (field, field + "s", field + "[]")
+    return plain(name) in (plain(field), plain(field) + "s")
 
 
 def _only(members: Iterable[tuple[str, Any]], field: str) -> str:
@@ -212,12 +234,21 @@ def _only(members: Iterable[tuple[str, Any]], field: str) -> str:
         seen, engine = True, value
     if engine is None:
         return ""
+    return _check_engine(engine, field)
+
+
+def _check_engine(engine: object, field: str) -> str:
     if not isinstance(engine, str) or len(engine) > LONGEST_ENGINE or not _ENGINE.fullmatch(engine):
         raise InvalidRequest(f"The model must be a string of at most {LONGEST_ENGINE} printable ASCII characters.", param=field)
     return engine
 
 
-def _from_urlencoded(body: bytes | bytearray, field: str) -> str:
+def _from_fields(members: list[tuple[str, str]], field: str) -> NamedModels:
+    unchecked = any(field_kind(name, field) is FieldKind.OTHER for name, _ in members)
+    return NamedModels(_only(members, field), unchecked=unchecked)
+
+
+def _from_urlencoded(body: bytes | bytearray, field: str) -> NamedModels:
     try:
         if b";" in body:  # a separator for some readers; clients escape it
             raise ValueError
@@ -230,10 +261,10 @@ def _from_urlencoded(body: bytes | bytearray, field: str) -> str:
         )
     except ValueError:
         raise InvalidRequest("The form can't be read.") from None
-    return _only(members, field)
+    return _from_fields(members, field)
 
 
-def _from_multipart(body: bytes | bytearray, boundary: str, field: str) -> str:
+def _from_multipart(body: bytes | bytearray, boundary: str, field: str) -> NamedModels:
     # RFC 2046, 5.1.1
     if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", boundary):
         raise InvalidRequest("The form's boundary is missing or malformed.")
@@ -247,11 +278,11 @@ def _from_multipart(body: bytes | bytearray, boundary: str, field: str) -> str:
     # the first or after the last part), another reader could see other parts.
     if not form.ended or body.count(b"--" + delimiter) != form.parts + 1:
         raise InvalidRequest("The form can't be read.")
-    return _only(form.members, field)
+    return _from_fields(form.members, field)
 
 
 class _Form:
-    """Collects the one field that matters from a multipart parser's events."""
+    """Collects the fields that matter from a multipart parser's events."""
 
     def __init__(self, field: str) -> None:
         self.members: list[tuple[str, str]] = []
@@ -309,6 +340,8 @@ class _Form:
             raise InvalidRequest("The form has a part that can't be read.")
         self._part = name
         if not _alike(name, self._field):
+            if field_kind(name, self._field) is not FieldKind.DATA:
+                self.members.append((name, ""))
             return
         media_type, of_type = _parse_header(headers.get(b"content-type", "text/plain"))
         if (

@@ -20,6 +20,7 @@ from ..client.responses import Dialect
 from ..exceptions import InvalidRequest
 
 __all__ = [
+    "ENGINES",
     "PLACEHOLDER",
     "PLACEHOLDERS",
     "CredentialStyle",
@@ -70,8 +71,8 @@ class RouteMatch:
     Attributes:
         task: kebab-case word, such as `chat`; `other` for a path that the catalogue doesn't list.
         vendor: the service's vendor, such as `openai.com`.
-        engine_source: where the engine stands: `json:<key>`, `form:<key>` (both for `engines.read_engine`),
-            `query:<key>` (for `engines.read_query_engine`), `path` (then `engine` has it), or None: it has none.
+        engine_source: where the engine stands: `json:<key>`, `form:<key>`, `query:<key>`, `path` or `deployment` (then
+            `engine` has it), or None: it has none. See `engine_reader.EngineReader`.
         engine: the engine from the path, or "".
         credential: how this path wants the credential.
         errors: whose error shape this path's SDK reads.
@@ -157,6 +158,8 @@ def _under(path: bytes, prefix: bytes) -> bool:
 PLACEHOLDERS: dict[str, bytes] = {
     "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
     "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
+    # An engine that holds whatever model the body names.
+    "{deployment}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
     "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
     # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
     "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
@@ -164,6 +167,8 @@ PLACEHOLDERS: dict[str, bytes] = {
     # upstream decodes that, it stays below the listed path.
     "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
 }
+ENGINES = frozenset(name for name, pattern in PLACEHOLDERS.items() if b"?P<engine>" in pattern)
+"""Placeholders that take the engine out of the path."""
 PLACEHOLDER = re.compile(r"(\{[^{}]*\})")
 
 
@@ -198,7 +203,7 @@ class RouteTable:
             return exact
         for allowed, pattern, route in self._templates:
             if allowed in (method, "ANY") and (found := pattern.fullmatch(path)):
-                engine = unquote(found["engine"].decode("ascii")) if route.engine_source == "path" else ""
+                engine = unquote(found["engine"].decode("ascii")) if "engine" in pattern.groupindex else ""
                 return self._match(path, route.task, route.engine_source, engine)
         return self._match(path, self._unlisted_task, None, "")
 
