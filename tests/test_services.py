@@ -30,6 +30,8 @@ def service(name: str = "openai", **overrides: Any) -> Service:
 # Patterns
 
 VALID = [
+    "=chat:openai.com",
+    "=chat:openai.com/gpt-4o",
     "",
     "*",
     "chat:",
@@ -76,6 +78,14 @@ INVALID = [
     "chat:openai.com/gpt-\uff14o",
     "-chat:openai.com",
     "chat:x/" + "m" * (LONGEST_PATTERN - 6),
+    "=",
+    "=chat",
+    "=chat:",
+    "=*:openai.com",
+    "=chat:openai.com/",
+    "=chat:openai.com/gpt-*",
+    "==chat:openai.com",
+    "chat:=openai.com",
 ]
 
 
@@ -128,6 +138,11 @@ def test_a_token_may_not_have_this_pattern_and_the_refusal_does_not_repeat_it(pa
         ("*:*", "chat:openai.com", True),
         ("aisbreaker:network", "aisbreaker:network", True),
         ("CHAT:openai.com", "chat:openai.com", False),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com/gpt-4o:free", False),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com", False),
+        ("=chat:openai.com", "chat:openai.com", True),
+        ("=chat:openai.com", "chat:openai.com/gpt-4o", False),
     ],
 )
 def test_matching(pattern: str, service_id: str, expected: bool) -> None:
@@ -157,6 +172,10 @@ def test_a_pattern_that_only_an_engine_can_match_is_said_to_need_it(pattern: str
         ("chat:anthropic.com/claude", False),
         ("files:openai.com/x", False),
         ("", False),
+        ("=chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com", True),
+        ("=chat:openai.co", False),
+        ("=files:openai.com/x", False),
     ],
 )
 def test_only_patterns_with_an_engine_need_the_engine(pattern: str, expected: bool) -> None:
@@ -177,6 +196,9 @@ def test_only_patterns_with_an_engine_need_the_engine(pattern: str, expected: bo
         ("*:openai.com", True),
         ("*:openai.com/gpt-4*", True),
         ("*:", True),
+        ("=chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com", True),
+        ("=chat:anthropic.com", False),
         ("chat:anthropic.com", False),
         ("*:anthropic.com", False),
         ("chat:openai.com.example", False),
@@ -406,9 +428,9 @@ ROUTES = [
     ("openai", "POST", "/v1/batches", "batches", None, ""),
     ("openai", "POST", "/v1/threads/t/runs", "assistants", None, ""),
     ("openai", "POST", "/v1/vector_stores/v/search", "vector-stores", None, ""),
-    ("azure", "POST", "/openai/deployments/my-gpt/chat/completions", "chat", "path", "my-gpt"),
-    ("azure", "POST", "/deployments/my-gpt/embeddings", "embeddings", "path", "my-gpt"),
-    ("azure", "POST", "/openai/deployments/w/audio/translations", "speech-to-text", "path", "w"),
+    ("azure", "POST", "/openai/deployments/my-gpt/chat/completions", "chat", "deployment", "my-gpt"),
+    ("azure", "POST", "/deployments/my-gpt/embeddings", "embeddings", "deployment", "my-gpt"),
+    ("azure", "POST", "/openai/deployments/w/audio/translations", "speech-to-text", "deployment", "w"),
     ("azure", "POST", "/openai/deployments/a/b/chat/completions", "other", None, ""),
     ("azure", "POST", "/openai/deployments/my%2Dgpt/chat/completions", "other", None, ""),
     ("azure", "POST", "/openai/v1/chat/completions", "chat", "json:model", ""),

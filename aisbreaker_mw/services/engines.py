@@ -30,8 +30,8 @@ LARGE_BODY_BYTES = 256 * 1024
 """From a body that is longer, or compressed, the engine is best read in a thread."""
 _MAX_DEPTH = 256
 _MAX_FIELDS = 1000
-_MAX_MEMBERS = 200_000
-"""Most members and elements of a JSON body that are searched for further models; messages and schemas don't count."""
+_MAX_MEMBERS = 50_000
+"""Most members and elements of a JSON body that are searched for further models. Messages, data and schemas don't count."""
 
 _SILENT = logging.Logger("multipart")  # the parser's own logger quotes the body
 _SILENT.disabled = True

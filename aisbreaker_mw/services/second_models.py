@@ -9,8 +9,7 @@ Objects come as tuples of their members, as `engines` parses them, so that a rep
 """
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -105,9 +104,10 @@ _SCHEMAS = frozenset(
         "response_json_schema",
         "response_schema",
         "schema",
+        "userMetadata",
     }
 )
-"""Members that hold a schema, or an example of a tool's arguments: a property of the caller's may be called `model` there."""
+"""Members that hold a schema, an example of a tool's arguments, or marks of the caller's, wherever they stand."""
 _FALLBACKS = {"fallback": _Place.FALLBACKS, "fallbacks": _Place.FALLBACKS}
 _INSIDE: dict[_Place, dict[str, _Place]] = {
     _Place.BODY: {
@@ -141,10 +141,17 @@ _CONVERSATION = frozenset({_Place.TURNS, _Place.BLOCKS, _Place.CHANGE})
 """Places in which only the listed members are looked at."""
 _KNOWN = frozenset({_Place.BODY, _Place.TOOLS, _Place.SETTINGS})
 """Places in which a vendor reads a member `model`."""
+_STRINGS = frozenset({_Place.NAMES, _Place.FALLBACKS})
+"""Places in which a string is a model's name."""
+_PARAMETERS = frozenset({"parameters", "response"})
+_VARIABLES = frozenset({"variables"})
+_CONTAINERS = (tuple, list)
+_SOME = (str, tuple, list)
+"""Values that can be or hold a name."""
 _HARMLESS = frozenset({"additionalmodelresponsefieldpaths"})  # Bedrock: paths in the response
 _WORD = re.compile(r"model|deployment")
 _NAMED = re.compile(r"(?:model|deployment)s?(?:id|name|arn)?s?$")
-_NOT_PLAIN = re.compile(r"[^a-z0-9]")
+_NOT_PLAIN = bytes(code for code in range(128) if not chr(code).isalnum())
 _FIELD_HEAD = re.compile(r"[\[.]")
 
 
@@ -154,9 +161,7 @@ def plain(key: str) -> str:
 
     Some readers fold case (Go's encoding/json), trim (PHP), or end a string at a NUL.
     """
-    if key.isascii():
-        return key.lower() if key.isalnum() else _NOT_PLAIN.sub("", key.lower())
-    return _NOT_PLAIN.sub("", unicodedata.normalize("NFKC", key).casefold())
+    return key.casefold().encode("ascii", "ignore").translate(None, _NOT_PLAIN).decode("ascii")
 
 
 def field_kind(name: str, field: str) -> FieldKind:
@@ -183,14 +188,13 @@ def find_models(
     Args:
         members: members of the body, in order; objects are tuples of such pairs.
         is_engine: tells whether a top-level key is the engine's, which is not looked at here.
-        most_members: most members and elements to look at.
+        most_members: most members and elements to look at, those of messages aside.
 
     Raises:
         OverflowError: there are more.
     """
     search = _Search(most_members)
-    search.object(tuple(member for member in members if not is_engine(member[0])), _Place.BODY)
-    search.run()
+    search.run(tuple(member for member in members if not is_engine(member[0])))
     return frozenset(search.names), search.unchecked
 
 
@@ -202,87 +206,88 @@ class _Search:
         self.unchecked = False
         self._left = most_members
         self._stack: list[tuple[Any, _Place]] = []
+        self._words: dict[str, str] = {}
 
-    def run(self) -> None:
-        """Look at everything that `object` put aside, and at what is found on the way."""
+    def run(self, members: tuple[tuple[str, Any], ...]) -> None:
+        """Look at a body, and at everything in it that could name a model."""
         stack = self._stack
+        stack.append((members, _Place.BODY))
         while stack:
             value, place = stack.pop()
             if isinstance(value, str):
-                self._string(value, place)
+                if place is _Place.MODEL:
+                    self.unchecked = True
+                elif place in _STRINGS:
+                    self.names.add(value)
+            elif place in _CONVERSATION:
+                self._turn(value, place)
             elif isinstance(value, tuple):
-                self.object(value, place)
-            elif isinstance(value, list):
-                self._count(len(value))
-                strings = place in (_Place.NAMES, _Place.FALLBACKS, _Place.MODEL)
-                stack.extend((each, place) for each in value if isinstance(each, tuple | list) or strings)
+                self._count(value)
+                self._object(value, place)
+            else:
+                found = [(each, place) for each in value if isinstance(each, _SOME)]
+                self._count(found)
+                stack.extend(found)
 
-    def _count(self, members: int) -> None:
-        self._left -= members
+    def _count(self, members: Sized) -> None:
+        self._left -= len(members)
         if self._left < 0:
             raise OverflowError
 
-    def _string(self, value: str, place: _Place) -> None:
-        if place in (_Place.NAMES, _Place.FALLBACKS):
-            self.names.add(value)
-        elif place is _Place.MODEL:
-            self.unchecked = True
+    def _word(self, key: str) -> str:
+        word = self._words.get(key)
+        if word is None:
+            word = self._words[key] = plain(key)
+        return word
 
-    def object(self, members: tuple[tuple[str, Any], ...], place: _Place) -> None:
-        """Look at the members of one object."""
-        self._count(len(members))
+    def _turn(self, value: Any, place: _Place) -> None:
+        """Look at a part of a conversation, of which a few members count."""
+        if isinstance(value, list):
+            self._stack.extend((each, place) for each in value if isinstance(each, _CONTAINERS))
+            return
+        inside = _INSIDE[place]
+        for key, each in value:
+            if isinstance(each, _CONTAINERS) and (below := inside.get(self._word(key))):
+                self._stack.append((each, below))
+
+    def _object(self, members: tuple[tuple[str, Any], ...], place: _Place) -> None:
         if place is _Place.FALLBACKS:
             place = _Place.SETTINGS if any(key == "model" for key, _ in members) else _Place.MODEL
         elif place is _Place.NAMES:
             place = _Place.ELSEWHERE
         if place is _Place.MODEL:
-            self._stack.extend((value, place) for _, value in members)
+            self._stack.extend((value, place) for _, value in members if isinstance(value, _SOME))
             return
-        inside = _INSIDE[place]
-        conversation = place in _CONVERSATION
+        inside, data = _INSIDE[place], self._data(members, place)
         default = _Place.TOOLS if place is _Place.TOOLS else _Place.ELSEWHERE
         for key, value in members:
-            if not isinstance(value, str | tuple | list):
+            if not isinstance(value, _SOME) or key in _SCHEMAS or key in data:
                 continue
-            if conversation:
-                if not isinstance(value, str) and (found := inside.get(plain(key))):
-                    self._stack.append((value, found))
-                continue
-            if _is_user_data(key, members, place):
-                continue
-            word = plain(key)
+            word = self._word(key)
             below = inside.get(word)
             if below is not None:
                 self._stack.append((value, below))
             elif _WORD.search(word) and word not in _HARMLESS:
-                self._model(key, word, value, place)
+                self._model(key, value, place)
             elif not isinstance(value, str):
                 self._stack.append((value, default))
 
-    def _model(self, key: str, word: str, value: Any, place: _Place) -> None:
+    def _data(self, members: tuple[tuple[str, Any], ...], place: _Place) -> frozenset[str]:
+        """Return the keys of members that hold the caller's own words or data, in which `model` is any word."""
+        if place is _Place.TOOLS:
+            # A function's parameters and response are schemas. OpenRouter's own tools have settings there, a model too.
+            function = all(value == "function" for key, value in members if self._word(key) == "type")
+            return _PARAMETERS if function else frozenset()
+        return _USER_DATA if place is _Place.BODY else _VARIABLES if place is _Place.PROMPT else frozenset()
+
+    def _model(self, key: str, value: Any, place: _Place) -> None:
         """Look at a member whose key is like `model`."""
         if isinstance(value, str):
             if key == "model" and place in _KNOWN:
                 self.names.add(value)
             else:
                 self.unchecked = True
-        elif isinstance(value, list) or _NAMED.search(word):
+        elif isinstance(value, list) or _NAMED.search(self._word(key)):
             self._stack.append((value, _Place.MODEL))
         else:  # `modelArmorConfig` and the like: its own keys tell
             self._stack.append((value, _Place.ELSEWHERE))
-
-
-def _is_user_data(key: str, members: tuple[tuple[str, Any], ...], place: _Place) -> bool:
-    """Tell whether a member holds the caller's own words, data or schema, in which `model` is any word."""
-    if key in _SCHEMAS:
-        return True
-    if place is _Place.BODY:
-        return key in _USER_DATA
-    if place is _Place.PROMPT:
-        return key == "variables"
-    # A function's parameters are a schema. OpenRouter's own tools have their settings there, a model among them.
-    return (
-        place is _Place.TOOLS
-        and key == "parameters"
-        and all(value == "function" for name, value in members if plain(name) == "type")
-    )
