@@ -15,13 +15,13 @@ _TOO_LARGE = "The token names models, and this body is too large to read its mod
 
 class EngineReader:
     """
-    Reads the models that one request names, if it is asked to.
+    Reads the models that one request names, on demand.
 
     Args:
         source: where the engine stands (`RouteMatch.engine_source`).
         headers: headers of the request, names in lower case.
         query: raw query.
-        body: body of the request; it is collected, and can still be streamed.
+        body: body of the request; it is held in memory, and can still be streamed.
         limit: largest body that is read, in bytes, as it came and decompressed.
     """
 
@@ -39,7 +39,7 @@ class EngineReader:
         Return the models that the request names outside its path.
 
         Raises:
-            InvalidRequest: they can't be told for certain.
+            InvalidRequest: they can't be read for certain.
             PayloadTooLarge: the body is over the limit.
             ClientDisconnected: the client went away.
         """
@@ -53,7 +53,7 @@ class EngineReader:
         further = await self._read_body("path")
         return NamedModels(named.engine, further.others, named.unchecked or further.unchecked)
 
-    async def _read_body(self, kind: str) -> NamedModels:
+    async def _read_body(self, source: str) -> NamedModels:
         headers, limit = self._headers, self._limit
         if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
             raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
@@ -64,5 +64,5 @@ class EngineReader:
         content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
         if content_encoding or len(data) > LARGE_BODY_BYTES:
             # Parsing it would keep the event loop waiting.
-            return await asyncio.to_thread(read_models, kind, data, content_type, content_encoding, limit=limit)
-        return read_models(kind, data, content_type, content_encoding, limit=limit)
+            return await asyncio.to_thread(read_models, source, data, content_type, content_encoding, limit=limit)
+        return read_models(source, data, content_type, content_encoding, limit=limit)

@@ -1,5 +1,5 @@
 """
-Patterns of serviceIds: what a token's secrets are for.
+Patterns of serviceIds: they say which services a token's secret is for.
 
 A serviceId is `task:vendor[/engine]`, such as `chat:openai.com/gpt-4o`.
 """
@@ -9,10 +9,10 @@ import re
 __all__ = ["LONGEST_PATTERN", "TASK", "covers_vendor", "matches", "names_engines", "needs_engine", "validate_pattern"]
 
 LONGEST_PATTERN = 256
-"""Characters of a pattern in a token, at most."""
+"""Longest pattern in a token, in characters."""
 
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""A task's name, and a vendor's."""
+"""Form of a task's name, and of a vendor's."""
 _VENDOR = TASK
 _PATTERN = re.compile(
     rf"""
@@ -20,7 +20,7 @@ _PATTERN = re.compile(
     | (?: \* | {TASK.pattern} ) : \*?                   # any vendor
     | (?: \* | {TASK.pattern} ) : {_VENDOR.pattern} (?: \* | / [!-)+-~]* \*? )?
     | {TASK.pattern} \*                                 # any task with this beginning
-    | = {TASK.pattern} : {_VENDOR.pattern} (?: / [!-)+-~]+ )?    # this one alone
+    | = {TASK.pattern} : {_VENDOR.pattern} (?: / [!-)+-~]+ )?    # this serviceId alone
     """,
     re.VERBOSE,
 )
@@ -28,10 +28,10 @@ _PATTERN = re.compile(
 
 def validate_pattern(text: str) -> None:
     """
-    Check what may stand as a `serviceId` in a token.
+    Check a pattern, the `serviceId` beside a secret in a token.
 
     Args:
-        text: `""` (everything), `task:vendor`, `task:vendor/engine`, a beginning of these that ends in `:` or `/`; each
+        text: `""` (everything), `task:vendor`, `task:vendor/engine`, or a beginning of these that ends in `:` or `/`. Each
             may end in `*`, and the task may be `*`. Or `=` and a serviceId. Printable ASCII, at most `LONGEST_PATTERN`
             characters.
 
@@ -48,10 +48,11 @@ def validate_pattern(text: str) -> None:
 
 def matches(pattern: str, service_id: str) -> bool:
     """
-    Tell whether a token's pattern covers a serviceId.
+    Return whether a pattern covers a serviceId.
 
-    It does if it is empty, equal, or a prefix that ends at a boundary: its last or the next character is `:` or `/`.
-    A trailing `*` stands for any rest, a leading `*:` for any task. After a leading `=` it must be equal.
+    An empty pattern covers everything. Another covers an equal serviceId, and one that it is a prefix of, if it ends at a
+    boundary: its last or the next character is `:` or `/`. A trailing `*` stands for any rest, a leading `*:` for any task.
+    After a leading `=`, only an equal serviceId is covered.
     """
     if pattern.startswith("="):
         return service_id == pattern[1:]
@@ -66,7 +67,7 @@ def matches(pattern: str, service_id: str) -> bool:
 
 def needs_engine(pattern: str, service_id: str) -> bool:
     """
-    Tell whether the engine decides if a pattern matches.
+    Return whether the engine decides if a pattern matches.
 
     Args:
         pattern: as for `matches`.
@@ -81,7 +82,7 @@ def needs_engine(pattern: str, service_id: str) -> bool:
 
 def names_engines(pattern: str, service_id: str) -> bool:
     """
-    Tell whether a pattern that matches a request doesn't cover every engine.
+    Return whether a pattern that matches a request leaves out any engine.
 
     Args:
         pattern: as for `matches`.
@@ -92,9 +93,9 @@ def names_engines(pattern: str, service_id: str) -> bool:
 
 def covers_vendor(pattern: str, vendor: str) -> bool:
     """
-    Tell whether a pattern covers anything of a vendor, whatever the task and the engine.
+    Return whether a pattern covers anything of a vendor, whatever the task and the engine.
 
-    This is what listing the vendor's models takes (see `RouteMatch.listing`).
+    A token with such a pattern may list the vendor's models (see `RouteMatch.listing`).
     """
     if pattern.startswith("="):
         pattern = pattern[1:]
