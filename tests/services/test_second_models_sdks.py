@@ -30,9 +30,10 @@ import typing_extensions
 from google.genai import types as genai
 
 from aisbreaker_mw.exceptions import InvalidRequest
-from aisbreaker_mw.services.catalog import ServiceCatalog
 from aisbreaker_mw.services.engines import read_models
 from aisbreaker_mw.services.second_models import NamedModels
+
+from .support import service as the_service
 
 Path = tuple[str, ...]
 """Keys down to a member; "[]" is the only element of a list."""
@@ -81,8 +82,6 @@ TYPES = [
     for route, each_of in REQUESTS.items()
     for each in each_of
 ]
-CATALOG = ServiceCatalog.load()
-
 OTHER = "another-model"
 HISTORY: set[Path] = {  # Anthropic: an earlier response's, "not validated against the request's `fallbacks` or `model`"
     ("messages", "[]", "content", "[]", "from", "model"),
@@ -177,9 +176,7 @@ def body_with(path: Path, value: Any, beside: dict[Path, Any]) -> dict[str, Any]
 
 
 def read(service: str, path: str, body: dict[str, Any]) -> NamedModels:
-    found = CATALOG.get(service)
-    assert found is not None
-    source = found.route("POST", path.encode()).engine_source
+    source = the_service(service).resolve("POST", path.encode())[0].engine_source
     assert source is not None, "the route names an engine"
     return read_models(source, json.dumps({"model": "own-model", **body}).encode(), "application/json", "")
 
