@@ -105,6 +105,7 @@ _SCHEMAS = frozenset(
         "response_schema",
         "schema",
         "userMetadata",
+        "user_metadata",
     }
 )
 """Members that hold a schema, an example of a tool's arguments, or marks of the caller's, wherever they stand."""

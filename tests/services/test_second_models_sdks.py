@@ -28,6 +28,8 @@ import pydantic
 import pytest
 import typing_extensions
 from google.genai import types as genai
+from google.genai._gaos.types.interactions.createagentinteraction import CreateAgentInteractionParam
+from google.genai._gaos.types.interactions.createmodelinteraction import CreateModelInteractionParam
 
 from aisbreaker_mw.exceptions import InvalidRequest
 from aisbreaker_mw.services.engines import read_models
@@ -71,6 +73,7 @@ REQUESTS: dict[tuple[str, str], list[Any]] = {
         anthropic.types.message_count_tokens_params.MessageCountTokensParams,
         anthropic.types.beta.message_count_tokens_params.MessageCountTokensParams,
     ],
+    ("gemini", "/v1beta/interactions"): [CreateModelInteractionParam, CreateAgentInteractionParam],
     ("gemini", "/v1beta/models/gemini-3-pro:generateContent"): [genai.GenerateContentConfig, genai.GenerationConfig],
     ("gemini", "/v1beta/models/gemini-3-pro:embedContent"): [genai.EmbedContentConfig],
     ("gemini", "/v1beta/models/gemini-3-pro:countTokens"): [genai.CountTokensConfig],
@@ -90,6 +93,10 @@ HISTORY: set[Path] = {  # Anthropic: an earlier response's, "not validated again
 NOT_THE_CALLERS = {"configs", "customConfigs", "headers", "logit_bias"}
 """Maps of tools' names, settings, header names and tokens: a string under `model` is refused there."""
 NOT_SENT = {"httpOptions"}
+
+
+def is_model(place: Path) -> bool:
+    return "model" in place[-1].lower() or place[-1] == "fallbacks" or place == ("agent",)
 
 
 def members(kind: Any) -> dict[str, Any] | None:
@@ -193,7 +200,7 @@ def is_caught(service: str, path: str, body: dict[str, Any]) -> bool:
 def test_every_model_field_is_matched_or_refused(service: str, path: str, kind: Any) -> None:
     missed, seen = [], 0
     for place, each, beside in walk(kind):
-        if "model" not in place[-1].lower() and place[-1] != "fallbacks":
+        if not is_model(place):
             continue
         for value in ([OTHER] if is_text(each) else []) + ([[OTHER]] if is_list_of_text(each) else []):
             seen += 1
@@ -230,6 +237,6 @@ def test_the_callers_own_maps_are_left_alone(service: str, path: str, kind: Any)
 def test_text_that_speaks_of_models_passes(service: str, path: str, kind: Any) -> None:
     text = '{"model":"another-model"}, "model": "another-model"'
     for place, each, beside in walk(kind):
-        if is_text(each) and "model" not in place[-1].lower() and place[-1] != "fallbacks":
+        if is_text(each) and not is_model(place):
             named = read(service, path, body_with(place, text, beside))
             assert (named.others - {"own-model"}, named.unchecked) == (frozenset(), False), place
