@@ -4,7 +4,7 @@ from ipaddress import IPv6Address, ip_address
 
 from starlette.types import Scope
 
-__all__ = ["comes_from_this_machine", "is_local_name", "is_loopback_host", "is_private_host"]
+__all__ = ["comes_from_this_machine", "has_loopback_peer", "is_local_name", "is_loopback_host", "is_private_host"]
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 """Names that public DNS does not have (RFC 6761, 6.3; RFC 6762, 3; ICANN resolution 2024.07.29.06)."""

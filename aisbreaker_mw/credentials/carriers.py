@@ -1,5 +1,6 @@
 """Carriers: the places where an SDK puts its API key. The token is found there, and replaced by the service's credential."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import quote_plus, unquote_plus
@@ -7,7 +8,8 @@ from urllib.parse import quote_plus, unquote_plus
 from ..exceptions import InvalidRequest, ServiceNotAllowed
 from ..http1.fields import RawHeaders
 from ..services.key_places import KeyPlaces
-from ..services.patterns import covers_vendor, matches, needs_engine
+from ..services.patterns import covers_vendor, matches, names_engines, needs_engine
+from ..services.second_models import NamedModels
 from ..services.service import CredentialStyle, RouteMatch
 from ..tokens.claims import PRESENTED_TOKEN, ServiceSecret
 from ..tokens.sealer import TOKEN_PREFIX
@@ -20,6 +22,8 @@ _MISPLACED = (
 )
 # Cookies are never forwarded, and a cookie's name may begin like a token. A client may call itself as it likes.
 _UNCHECKED = frozenset({b"user-agent", b"cookie"})
+
+_RESOURCE = re.compile(r"(?:(?:projects/[^/]+/locations/[^/]+/)?publishers/[^/]+/)?models/([^/]+)")
 
 
 class PresentedCredential(NamedTuple):
@@ -172,32 +176,55 @@ def _decoded(text: bytes) -> str:
 
 
 async def choose(
-    secrets: Iterable[ServiceSecret], route: RouteMatch, read_engine: Callable[[], Awaitable[str]]
+    secrets: Iterable[ServiceSecret], route: RouteMatch, read_models: Callable[[], Awaitable[NamedModels]]
 ) -> tuple[ServiceSecret, str]:
     """
     Return the first secret that covers a request, and the request's serviceId, with the engine if that had to be read.
 
+    The secret must cover every other model that the request names, too.
+
     Args:
         secrets: secrets in the order in which they are tried.
         route: what the request does.
-        read_engine: returns the engine, or "" if the request names none. Awaited at most once, and only when a secret's pattern
-            names engines.
+        read_models: returns the models that the request names outside its path. Awaited at most once, and only when a secret's
+            pattern names engines.
 
     Raises:
-        ServiceNotAllowed: no secret covers the request. The message names the serviceId.
+        ServiceNotAllowed: no secret covers the request, or the one that does leaves out a model that it also names. The message
+            names the serviceId.
+        InvalidRequest: the request could name a model where it can't be checked.
     """
     service_id = route.service_id_with(route.engine)
     engine_known = route.engine_source is None or bool(route.engine)
+    named: NamedModels | None = None
     for secret in secrets:
         pattern = secret.service_id
-        if matches(pattern, service_id) or (route.listing and covers_vendor(pattern, route.vendor)):
-            return secret, service_id
         if not engine_known and needs_engine(pattern, service_id):
             engine_known = True
-            service_id = route.service_id_with(await read_engine())
-            if matches(pattern, service_id):
+            named = await read_models()
+            service_id = route.service_id_with(named.engine)
+        if not matches(pattern, service_id):
+            if route.listing and covers_vendor(pattern, route.vendor):
                 return secret, service_id
+            continue
+        if route.engine_source is not None and names_engines(pattern, route.service_id):
+            _check_others(pattern, route, named or await read_models())
+        return secret, service_id
     raise ServiceNotAllowed(f"The token holds no secret for {service_id}.")
+
+
+def _check_others(pattern: str, route: RouteMatch, named: NamedModels) -> None:
+    """Refuse a request that names a further model which the chosen secret's pattern doesn't cover."""
+    if named.unchecked:
+        raise InvalidRequest("The token names models, and the request names one in a place where it can't be checked.")
+    for model in sorted(named.others):
+        # Google's APIs call a model by its resource's name.
+        found = _RESOURCE.fullmatch(model) if route.engine else None
+        service_id = route.service_id_with(found[1] if found else model)
+        if not model or not matches(pattern, service_id):
+            raise ServiceNotAllowed(
+                f"The request also names {service_id}, which the token's secret for its model doesn't cover."
+            )
 
 
 def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecret:

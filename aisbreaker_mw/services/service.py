@@ -22,6 +22,7 @@ from ..exceptions import InvalidRequest
 from .key_places import KeyPlaces
 
 __all__ = [
+    "ENGINES",
     "PLACEHOLDER",
     "PLACEHOLDERS",
     "CredentialStyle",
@@ -71,8 +72,8 @@ class RouteMatch:
     Attributes:
         task: kebab-case word, such as `chat`; `other` for a path that the catalogue doesn't list.
         vendor: vendor of the service, such as `openai.com`.
-        engine_source: where the engine stands: `json:<key>`, `form:<key>` (both for `engines.read_engine`),
-            `query:<key>` (for `engines.read_query_engine`), or `path` (then `engine` has it); None where there is no engine.
+        engine_source: where the engine stands: `json:<key>`, `form:<key>`, `query:<key>`, or `path` and `deployment` (then
+            `engine` has it); None where there is no engine. See `engine_reader.EngineReader`.
         engine: engine from the path, or "".
         credential: how this path wants its credential.
         errors: dialect of this path's errors.
@@ -158,6 +159,8 @@ def _under(path: bytes, prefix: bytes) -> bool:
 PLACEHOLDERS: dict[str, bytes] = {
     "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
     "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
+    # An engine that holds whichever model the body names.
+    "{deployment}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
     "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
     # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
     "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
@@ -165,6 +168,8 @@ PLACEHOLDERS: dict[str, bytes] = {
     # decodes it, the path stays below the listed one.
     "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
 }
+ENGINES = frozenset(name for name, pattern in PLACEHOLDERS.items() if b"?P<engine>" in pattern)
+"""Placeholders that take the engine out of the path."""
 PLACEHOLDER = re.compile(r"(\{[^{}]*\})")
 
 
@@ -208,7 +213,7 @@ class RouteTable:
             return exact
         for allowed, pattern, route in self._templates:
             if allowed in (method, "ANY") and (found := pattern.fullmatch(path)):
-                engine = unquote(found["engine"].decode("ascii")) if route.engine_source == "path" else ""
+                engine = unquote(found["engine"].decode("ascii")) if "engine" in pattern.groupindex else ""
                 return self._match(path, route.task, route.engine_source, engine)
         return self._match(path, self._unlisted_task, None, "")
 

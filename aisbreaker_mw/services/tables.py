@@ -15,7 +15,7 @@ from ..exceptions import ConfigurationError, InvalidRequest
 from ..http1.grammar import TOKEN
 from .key_places import KeyPlaces
 from .patterns import TASK
-from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
+from .service import ENGINES, PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
 
 __all__ = ["ServiceBuilder", "unknown_key"]
 
@@ -295,10 +295,10 @@ class ServiceBuilder:
                 placeholders = [part for part in PLACEHOLDER.findall(path)]
                 if any(part not in PLACEHOLDERS for part in placeholders):
                     raise self._takes(key, f"no placeholders but {', '.join(PLACEHOLDERS)} and alternatives {{/a|/b}}")
-                in_path = sum(part.startswith("{engine") for part in placeholders)
-                if in_path > 1 or (in_path and tail[2]):
+                in_path = ["deployment" if part == "{deployment}" else "path" for part in placeholders if part in ENGINES]
+                if len(in_path) > 1 or (in_path and tail[2]):
                     raise self._takes(key, "one place of the engine")
-                yield Route(head[1], path, tail[1], "path" if in_path else tail[2])
+                yield Route(head[1], path, tail[1], in_path[0] if in_path else tail[2])
 
 
 def unknown_key(name: str, key: str) -> ConfigurationError:

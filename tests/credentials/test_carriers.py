@@ -22,6 +22,7 @@ from aisbreaker_mw.credentials.carriers import (
 )
 from aisbreaker_mw.exceptions import InvalidRequest, ServiceNotAllowed
 from aisbreaker_mw.services.key_places import COMMON_HEADERS, KeyPlaces
+from aisbreaker_mw.services.second_models import NamedModels
 from aisbreaker_mw.services.service import CredentialStyle, RouteMatch
 from aisbreaker_mw.tokens.claims import ServiceSecret
 
@@ -257,12 +258,12 @@ def route(task: str = "chat", source: str | None = "json:model", engine: str = "
     return RouteMatch(task, "openai.com", source, engine, CredentialStyle(), "openai", ())
 
 
-def reader(engine: str) -> tuple[Callable[[], Awaitable[str]], list[str]]:
+def reader(engine: str, *others: str) -> tuple[Callable[[], Awaitable[NamedModels]], list[str]]:
     reads: list[str] = []
 
-    async def read() -> str:
+    async def read() -> NamedModels:
         reads.append(engine)
-        return engine
+        return NamedModels(engine, frozenset(others))
 
     return read, reads
 
@@ -284,6 +285,9 @@ def reader(engine: str) -> tuple[Callable[[], Awaitable[str]], list[str]]:
         pytest.param(["", "chat:openai.com/gpt-4o"], 0, 0, id="catch-all, then an engine"),
         pytest.param(["chat:openai.com/o3", "chat:openai.com/o4"], None, 1, id="none of the engines"),
         pytest.param(["files:openai.com/gpt-4o", "chat:mistral.ai/gpt-4o"], None, 0, id="engines of others are not asked for"),
+        pytest.param(["=chat:openai.com/gpt-4o"], 0, 1, id="exactly this engine"),
+        pytest.param(["=chat:openai.com/gpt"], None, 1, id="exactly another engine"),
+        pytest.param(["=chat:openai.com"], None, 1, id="exactly no engine"),
         pytest.param(["chat:openai.co", "chat:openai.community", "cha"], None, 0, id="no boundary"),
         pytest.param([], None, 0, id="no secrets"),
     ],
@@ -318,12 +322,56 @@ async def test_an_engine_is_not_another(engine: str) -> None:
         await choose(secrets("chat:openai.com/gpt-4o"), route(), read)
 
 
-async def test_the_engine_in_a_path_is_known_without_reading() -> None:
-    read, made = reader("never")
+async def test_the_engine_in_a_path_is_known_and_the_body_is_read_for_others() -> None:
+    read, made = reader("")
     secret, service_id = await choose(
         secrets("chat:openai.com/o3", "chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read
     )
-    assert (secret.auth_secret.get_secret_value(), service_id, made) == ("1", "chat:openai.com/gpt-4o", [])
+    assert (secret.auth_secret.get_secret_value(), service_id, made) == ("1", "chat:openai.com/gpt-4o", [""])
+    await choose(secrets("chat:openai.com"), route(source="path", engine="gpt-4o"), read)
+    assert made == [""], "a pattern that covers every engine needs no reading"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        (["chat:openai.com/gpt-4o"], None),
+        (["chat:openai.com/gpt-4o", "chat:openai.com"], None),
+        (["chat:openai.com/o3", "chat:openai.com"], 1),
+        (["chat:openai.com/*"], 0),
+        (["chat:openai.com/gpt-*"], 0),
+        (["=chat:openai.com/gpt-4o"], None),
+        (["chat:openai.com/gpt-image-1", "chat:openai.com/gpt-*"], 1),
+    ],
+)
+async def test_the_secret_of_the_engine_must_cover_every_other_model(patterns: list[str], chosen: int | None) -> None:
+    read, _ = reader("gpt-4o", "gpt-image-1", "gpt-4o")
+    if chosen is None:
+        with pytest.raises(ServiceNotAllowed, match=r"chat:openai\.com/gpt-image-1"):
+            await choose(secrets(*patterns), route(), read)
+    else:
+        secret, _ = await choose(secrets(*patterns), route(), read)
+        assert secret.auth_secret.get_secret_value() == str(chosen)
+
+
+async def test_a_place_that_cannot_be_checked_refuses_a_key_that_names_engines() -> None:
+    async def read() -> NamedModels:
+        return NamedModels("gpt-4o", unchecked=True)
+
+    with pytest.raises(InvalidRequest, match="can't be checked"):
+        await choose(secrets("chat:openai.com/gpt-4o"), route(), read)
+    secret, _ = await choose(secrets("chat:openai.com/o3", "chat:openai.com"), route(), read)
+    assert secret.auth_secret.get_secret_value() == "1"
+
+
+@pytest.mark.parametrize("other", ["models/gpt-4o", "publishers/google/models/gpt-4o", "gpt-4o"])
+async def test_google_calls_a_model_by_its_resource(other: str) -> None:
+    read, _ = reader("", other)
+    await choose(secrets("chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read)
+    for model in ("models/gpt-5", "models/x/models/gpt-4o", "models/"):
+        read, _ = reader("", model)
+        with pytest.raises(ServiceNotAllowed):
+            await choose(secrets("chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read)
 
 
 async def test_a_route_without_an_engine_is_not_read() -> None:
@@ -359,7 +407,7 @@ async def test_listing_models_takes_any_secret_for_the_vendor(pattern: str, allo
 
 
 async def test_a_failure_to_read_the_engine_is_passed_on() -> None:
-    async def read() -> str:
+    async def read() -> NamedModels:
         raise InvalidRequest("twice")
 
     with pytest.raises(InvalidRequest, match="twice"):
