@@ -77,6 +77,7 @@ class Admission:
         claims: claims of the token; None where the client's own credential is forwarded.
         secret: the token's secret, where the credential is more than the headers here.
         credential: headers that carry the service's credential.
+        revealed: the credential itself, which no response may quote; "" where there is none, or `secret` has it.
         dropped: names of the headers that are not forwarded.
         buckets: buckets that the request is counted in.
         checks: what has to be checked for each request; they raise a RequestError.
@@ -89,6 +90,7 @@ class Admission:
     claims: TokenClaims | None
     secret: SecretInUse | None
     credential: RawHeaders
+    revealed: str
     dropped: frozenset[bytes]
     buckets: Buckets
     checks: tuple[Callable[[Scope], None], ...] = ()
@@ -234,6 +236,7 @@ class Admissions:
                 claims=None,
                 secret=None,
                 credential=passed,
+                revealed="",
                 dropped=dropped,
                 buckets=self._plan.for_request(client, None),
                 checks=tuple(checks),
@@ -259,6 +262,7 @@ class Admissions:
             claims=claims,
             secret=None if by_headers else SecretInUse(secret, style, token, claims.jti),
             credential=[*style.headers_for(credential), *passed],
+            revealed=credential,
             dropped=dropped | service.places.header_names,
             buckets=self._plan.for_request(client, claims),
             checks=tuple(checks),

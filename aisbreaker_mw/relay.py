@@ -115,6 +115,8 @@ class Relay:
             outgoing,
             relay_unauthorized=admission.foreign,
             counted=bool(exchange.headers),
+            credential=admission.revealed,
+            rejections=service.rejections,
         )
         if admission.secret is not None:
             request = await self.authorizer.authorize(request, body, admission.secret)

@@ -13,7 +13,7 @@ token for one task reaches no path that the catalogue doesn't know:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -241,6 +241,7 @@ class Service:
         keyless: whether a token may reach it without a credential (`authSecret` "").
         closed_to_strangers: whether tokens that anybody can mint reach it from this machine only.
         places: where a request may carry its API key.
+        rejections: texts of error bodies by status, with which it refuses a credential, beside 401.
         scheme, host, port, host_header, base_path: parts of `base_url`; empty and 0 without one. `host` has no brackets,
             `host_header` is the value of `Host`, `base_path` has no trailing slash.
         origin: (scheme, host, port).
@@ -259,6 +260,7 @@ class Service:
     keyless: bool
     closed_to_strangers: bool
     places: KeyPlaces = field(repr=False)
+    rejections: Mapping[int, bytes] = field(repr=False)
     scheme: str
     host: str
     port: int

