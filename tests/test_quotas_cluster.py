@@ -109,3 +109,31 @@ def name_on(node: Valkey) -> str:
         with contextlib.suppress(redis.ResponseError):
             node.client.get(f"{{{name}}}")
             return name
+
+
+async def test_connections_that_the_nodes_closed_are_replaced(uri: str, nodes: list[Valkey]) -> None:
+    """As a node closes them that is told to by `timeout`, or by whoever maintains it."""
+    async with limiting(uri) as limiter:
+        tokens = [bucket(name_on(node), minute=50) for node in nodes]
+        assert all(await asyncio.gather(*[passes(limiter, *tokens) for _ in range(10)]))
+        for node in nodes:
+            node.client.client_kill_filter(_type="normal", skipme=True)  # type: ignore[no-untyped-call]
+        await asyncio.sleep(0.01)
+        assert all(await asyncio.gather(*[passes(limiter, *tokens) for _ in range(10)]))
+        decision = await limiter.consume(tokens)
+        assert decision is not None
+        assert decision.remaining == 50 - 21
+
+
+async def test_a_request_whose_reply_is_lost_is_not_sent_again(uri: str, nodes: list[Valkey]) -> None:
+    """The node may have counted it: it runs every copy that reached it."""
+    token = bucket(name_on(nodes[0]), minute=50)
+    storage = RedisClusterQuotaStorage(uri, timeout=0.1)
+    assert await storage.consume([token])
+    with nodes[0].paused():
+        with pytest.raises(redis.TimeoutError):
+            await storage.consume([token])
+    decision = await storage.consume([token])
+    assert decision is not None
+    assert decision.remaining == 50 - 3
+    await storage.aclose()

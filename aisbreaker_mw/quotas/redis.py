@@ -101,6 +101,8 @@ class RedisQuotaStorage(RedisStorage):
             "socket_connect_timeout": timeout,
             # A second try could count a request twice.
             "retry": Retry(NoBackoff(), 0),
+            # With RESP3, redis-py from version 8 on no longer replaces a pooled connection that the server has closed.
+            "protocol": 2,
             **options,
         }
         super().__init__(
@@ -285,6 +287,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
         # Without it the first requests would go to any node: redis-py can't find the slot of a key before.
         await self._client.initialize()
+        await self._drop_closed(command)
         try:
             return cast(Reply, await self._client.execute_command(*script.cached(command)))
         except NoScriptError:
@@ -293,6 +296,14 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
             # The node was a primary before a failover: learn the slots anew at the next request.
             await self._client.aclose()
             raise
+
+
+    async def _drop_closed(self, command: Command) -> None:
+        """Close the connection that is next for a command if the server has closed it: redis-py sends on it otherwise."""
+        keys, _ = command
+        idle = self._client.get_node_from_key(keys[0])._free
+        if idle and (reader := idle[0]._reader) is not None and reader.at_eof():
+            await idle[0].disconnect(nowait=True)
 
 
 def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:
