@@ -8,7 +8,7 @@ TEST_ARGS ?=
 TEST_WORKERS ?= auto
 BENCH_ARGS ?=
 FUZZ_EXAMPLES ?= 20000
-FUZZ_TARGETS := tests/test_faithful.py tests/test_protocol.py tests/test_transport_fuzz.py
+FUZZ_TARGETS := tests/product/test_faithful.py tests/serving/test_fuzz.py tests/upstream/transport/test_fuzz.py
 
 .PHONY: demo serve test lint format fuzz bench clean
 

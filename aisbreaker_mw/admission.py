@@ -19,6 +19,7 @@ from .credentials import carriers
 from .credentials.authorizer import SecretInUse
 from .exceptions import InvalidToken, MissingCredential, NotFound
 from .http1.fields import RawHeaders
+from .memo import Memo
 from .quotas import Buckets
 from .quotas.buckets import BucketPlan
 from .services.engine_reader import EngineReader
@@ -130,7 +131,7 @@ class Admissions:
         self._plan = plan
         self._policy = policy
         self._not_forwarded_with_token = policy.not_forwarded | carriers.CARRIERS
-        self._decisions: dict[_Key | None, Admission] = {}
+        self._decisions: Memo[_Key | None, Admission] = Memo(_MAX_DECISIONS)
 
     async def admit(self, request: ServiceRequest, body: RequestBody, exchange: Exchange) -> Admission:
         """
@@ -160,7 +161,7 @@ class Admissions:
                 fields.get(b"api-key", b""),
                 fields.get(b"x-goog-api-key", b""),
             )
-        admission = self._decisions.get(key)
+        admission = self._decisions[key]
         if admission is None:
             route, target = service.resolve(scope["method"], rest)
             service_id = route.service_id
@@ -226,9 +227,7 @@ class Admissions:
     def _remember(self, key: _Key | None, admission: Admission) -> None:
         if key is None or admission.read_body or sum(map(len, key)) > _MAX_KEY_BYTES:
             return
-        if len(self._decisions) >= _MAX_DECISIONS:
-            self._decisions.clear()
-        self._decisions[key] = admission
+        self._decisions.remember(key, admission)
 
 
 def _with_query(target: bytes, query: bytes) -> bytes:

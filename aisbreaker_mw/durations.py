@@ -1,31 +1,45 @@
-"""Spans of time as people write them: an integer and a unit."""
+"""Spans of time as people write them: an integer and a unit, such as `2h`."""
 
 import re
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 _SPAN = re.compile(r"([0-9]{1,10})([smhdwy])", re.ASCII)
 
 
 def parse_span(text: str) -> int:
     """
-    Return the seconds of a span such as `90s`, `15m`, `2h`, `365d`, `4w` or `1y` (365 days).
+    Return a span in seconds.
+
+    Args:
+        text: span such as `90s`, `15m`, `2h`, `365d`, `4w` or `1y` (365 days).
 
     Raises:
-        ValueError: with a fixed text, when it is anything else, zero included.
+        ValueError: with a fixed text: anything else, zero included.
     """
     match = _SPAN.fullmatch(text)
-    seconds = int(match[1]) * SECONDS[match[2]] if match else 0
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
     if not seconds:
         raise ValueError("must be a positive integer and one of s m h d w y, like 2h")
     return seconds
 
 
+def format_span(seconds: int) -> str:
+    """Return a span as `parse_span` takes it, in the largest unit that leaves no rest."""
+    for unit in ("y", "w", "d", "h", "m"):
+        if seconds % _SECONDS[unit] == 0:
+            return f"{seconds // _SECONDS[unit]}{unit}"
+    return f"{seconds}s"
+
+
 def parse_timeout(text: str) -> float:
     """
-    Return the seconds of a span that may also be written in milliseconds, such as `250ms`.
+    Return a span in seconds.
+
+    Args:
+        text: span as for `parse_span`, or in milliseconds, such as `250ms`.
 
     Raises:
-        ValueError: with a fixed text.
+        ValueError: with a fixed text: anything else, zero included.
     """
     if text.endswith("ms"):
         digits = text[:-2]

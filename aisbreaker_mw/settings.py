@@ -1,7 +1,7 @@
 """
 The configuration: one model, filled from arguments, the environment and a TOML file, in that order of precedence.
 
-Environment variables are the settings' names behind `AISBREAKER_`, nested with `__`, lists as JSON.
+The environment variable of a setting is its name behind `AISBREAKER_`, nested with `__`. Lists and tables are JSON.
 """
 
 import os
@@ -24,10 +24,12 @@ from .tokens.claims import MAX_LIMIT, Limit, RequestQuotas
 from .tokens.keyring import Keyring, parse_key, stretch_keyphrase
 
 ENV_PREFIX = "AISBREAKER_"
+"""Beginning of every setting's environment variable."""
 CONFIG_VARIABLE = "AISBREAKER_CONFIG"
+"""Environment variable with the path of the TOML file."""
 
-# Names that begin like settings and are none: the token as the contract's client examples export it, and what container
-# platforms set by themselves for a service that is called "aisbreaker".
+# Variables that begin like settings but are not: the token, as the contract's client examples export it, and the variables
+# that container platforms set for a service named "aisbreaker".
 _NO_SETTING = re.compile(r"AISBREAKER_(API_KEY|CONFIG|SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_.*|NAME|ENV_.*)")
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#]+", re.ASCII)
@@ -35,7 +37,7 @@ _PATH = re.compile(r"/[\x21-\x7e]*", re.ASCII)
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, bool):  # which pydantic takes for 1
+    if isinstance(value, bool):  # pydantic reads True as 1
         raise ValueError("takes a number")
     return value
 
@@ -60,7 +62,7 @@ def _matching(pattern: re.Pattern[str], requirement: str) -> AfterValidator:
 def _host_name(text: str) -> str:
     plain = text.strip().lower().removesuffix(".")
     name = host_name(plain.encode("utf-8", "replace"))
-    # Nothing but brackets may have been taken off: what looks like a port can be the rest of a URL.
+    # `host_name` cuts off a port, and here it could be the rest of a URL: only brackets may be gone.
     if plain not in (name, f"[{name}]") or not (_is_ipv6(name) if ":" in name else _HOST_NAME.fullmatch(name)):
         raise ValueError("takes host names without scheme and port")
     return name
@@ -102,7 +104,7 @@ class _Section(BaseModel):
 
 
 class MintingSettings(_Section):
-    """Who may have tokens made."""
+    """Who may mint tokens, and for how long they live. Times in seconds."""
 
     mode: Literal["open", "secret", "off"] = "open"
     secret: SecretStr | None = None
@@ -112,10 +114,10 @@ class MintingSettings(_Section):
 
 
 class QuotaSettings(_Section):
-    """Where counters live, and what counts for all requests."""
+    """Where requests are counted, and the limits over all of them. Times in seconds."""
 
     storage: SecretStr = SecretStr("memory://")
-    """A storage URI of the limits library; secret, because it may hold a password."""
+    """Storage URI of the limits library. It is secret, as it may hold a password."""
     on_storage_error: Literal["deny", "local", "allow"] = "deny"
     storage_timeout: Timeout = 0.25
     max_clients: Count = 1_000_000
@@ -135,15 +137,15 @@ class UpstreamSettings(_Section):
     max_body_bytes: Count = 1 << 30
     max_engine_scan_bytes: Count = 32 << 20
     forward_client_address: bool = False
-    """Whether X-Forwarded-For and its like, as the client sent them, travel on."""
+    """Whether X-Forwarded-For and its like are forwarded as the client sent them."""
 
 
 class Settings(BaseSettings):
     """
-    Everything that can be configured. Its repr shows no secret.
+    All settings. The repr shows no secret.
 
     Raises:
-        ConfigurationError: when a value is bad or a name unknown; one line, that names the key and what it takes.
+        ConfigurationError: a value is bad or a name unknown; one line that names the key and what it takes.
     """
 
     model_config = SettingsConfigDict(
@@ -183,7 +185,7 @@ class Settings(BaseSettings):
         except ValidationError as errors:
             raise ConfigurationError(_one_line(errors)) from None
         except SettingsError as error:
-            # Its text names the field and no value: 'error parsing value for field "hosts" from source ...'
+            # The text names the field and shows no value: 'error parsing value for field "hosts" from source ...'
             field = str(error).partition('"')[2].partition('"')[0]
             raise ConfigurationError(f"{ENV_PREFIX}{field.upper()}: takes JSON") from None
         if self.minting.mode == "secret" and not (self.minting.secret and self.minting.secret.get_secret_value()):
@@ -207,10 +209,10 @@ class Settings(BaseSettings):
 
     def keyring(self) -> Keyring:
         """
-        Return the keyring that the settings name. With a keyphrase this takes about a tenth of a second.
+        Return the keyring of the configured keys. Stretching a keyphrase takes about a tenth of a second.
 
         Raises:
-            ConfigurationError: when no key is set, both a key and a keyphrase are, or one is malformed.
+            ConfigurationError: no key is set, both a key and a keyphrase are set, or one is malformed.
         """
         key, keyphrase = _reveal(self.key), _reveal(self.keyphrase)
         if key and keyphrase:
@@ -238,11 +240,11 @@ def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
     Return the settings from the environment and a TOML file.
 
     Args:
-        path: the file; when not given, the one that `AISBREAKER_CONFIG` names, if any. It is put into `AISBREAKER_CONFIG`, so
-            that worker processes read the same one.
+        path: path of the file, by default the one in `AISBREAKER_CONFIG`, if any. It is put into `AISBREAKER_CONFIG`, so that
+            worker processes read the same file.
 
     Raises:
-        ConfigurationError: one line, that names the key and what it takes.
+        ConfigurationError: one line that names the key and what it takes.
     """
     if path is not None:
         os.environ[CONFIG_VARIABLE] = os.fspath(path)
@@ -250,12 +252,12 @@ def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
 
 
 class _TomlFile(PydanticBaseSettingsSource):
-    """The TOML file."""
+    """The TOML file as a source of settings."""
 
     def __init__(self, settings_cls: type[BaseSettings], path: str | None) -> None:
         super().__init__(settings_cls)
         values = _read_toml(Path(path)) if path else {}
-        # The sources are laid over each other by name, so a setting may have one only: its variable's, where that is another.
+        # pydantic lays the sources over each other by name, so a setting with an alias must have the alias here, too.
         aliases = {name: field.validation_alias for name, field in settings_cls.model_fields.items()}
         self._values = {str(aliases.get(name) or name): value for name, value in values.items()}
 
@@ -272,10 +274,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: can't be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: is no UTF-8 text") from None
+        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        # The message tells line and column, and one character of the file at most.
-        raise ConfigurationError(f"{path}: is no valid TOML: {error}") from None
+        # The message shows line and column, and at most one character of the file.
+        raise ConfigurationError(f"{path}: is not valid TOML: {error}") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str], fields: Mapping[str, Any]) -> None:
@@ -284,7 +286,7 @@ def _refuse_unknown_variables(environment: Mapping[str, str], fields: Mapping[st
             continue
         field, nested, _ = name[len(ENV_PREFIX) :].lower().partition("__")
         if field not in fields or fields[field].validation_alias or (nested and not _has_keys(fields[field].default)):
-            raise ConfigurationError(f"{name}: is no known setting")
+            raise ConfigurationError(f"{name}: is not a known setting")
 
 
 def _has_keys(default: Any) -> bool:
@@ -301,7 +303,7 @@ def _one_line(errors: ValidationError) -> str:
     path = path if path.isprintable() else ascii(path)
     match error["type"]:
         case "extra_forbidden":
-            requirement = "is no known setting"
+            requirement = "is not a known setting"
         case "literal_error":
             requirement = f"takes {error['ctx']['expected']}"
         case "value_error":

@@ -1,4 +1,4 @@
-"""Who is measured: how each is installed, started and asked."""
+"""The contenders: how each one is installed, started and called."""
 
 import contextlib
 import json
@@ -21,14 +21,14 @@ from processes import CONTENDER_CORE, LOAD_CORES, free_port, is_alive, running
 
 HERE = Path(__file__).parent
 UPSTREAM_KEY = "sk-bench-4f0d9b1c7a"
-"""What both upstreams ask for. Contenders that keep keys are given it; clients of the others send it themselves."""
+"""API key of both upstreams. Contenders that keep keys hold it; clients of the others send it themselves."""
 MODEL = "gpt-4o-mini"
 CONTENT = (
     "A proxy stands between a client and a server, and each takes it for the other. What it adds should be as little as "
     "can be: a few microseconds to read the head of a request, to find out whose it is and whether there is any of its "
     "quota left, to put one header in the place of another, and to hand over the rest unread. " * 2
 ).strip()
-ANSWER = json.dumps(
+COMPLETION = json.dumps(
     {
         "id": "chatcmpl-Bq3tXw8YkLm2Np5RsVz7",
         "object": "chat.completion",
@@ -41,18 +41,18 @@ ANSWER = json.dumps(
         "system_fingerprint": "fp_44709d6fcb",
     }
 )
-"""The chat completion that the JSON upstream gives: about a kilobyte."""
+"""The chat completion that the JSON upstream sends: about a kilobyte."""
 
 _CACHE_ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
 class Unavailable(Exception):
-    """A contender that can't take part, and why."""
+    """Raised for a contender that can't take part. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request: `POST path`, with headers besides Host and Content-Length, and a body of one line."""
+    """One request: `POST path` with a body of one line. Host and Content-Length are added to the headers."""
 
     port: int
     path: str
@@ -66,7 +66,7 @@ class Call:
 
     @property
     def for_wrk(self) -> str:
-        """As `load.lua` reads it."""
+        """The request in the form that `load.lua` reads."""
         return "\n".join([self.path, *self._lines(length=False), "", self.body, "---", ""])
 
     def _lines(self, *, length: bool = True) -> list[str]:
@@ -76,7 +76,7 @@ class Call:
         return [f"{name}: {value}" for name, value in headers.items()]
 
     def send(self, seconds: float = 30.0) -> tuple[int, bytes]:
-        """Send it once on a connection of its own, and return status and body."""
+        """Send the request once on a connection of its own, and return the response's status and body."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         try:
             connection.request("POST", self.path, self.body, self.headers)
@@ -87,7 +87,7 @@ class Call:
 
 
 def chat(port: int, path: str, key: str, *, stream: bool, model: str = MODEL, **headers: str) -> Call:
-    """Return a chat completion's request."""
+    """Return the request for a chat completion."""
     body = {"model": model, "messages": [{"role": "user", "content": "Say something long. stream-000000"}], "stream": stream}
     fixed = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "bench", "Accept": "*/*"}
     return Call(port, path, {**fixed, **headers}, json.dumps(body))
@@ -95,7 +95,7 @@ def chat(port: int, path: str, key: str, *, stream: bool, model: str = MODEL, **
 
 @dataclass(frozen=True)
 class Stage:
-    """Where contenders run: the upstreams' ports, a directory for this run's files, and the cache of installed contenders."""
+    """The ports of the upstreams, a directory for this run, and the cache of installed contenders."""
 
     json_port: int
     sse_port: int
@@ -105,7 +105,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Spawned:
-    """A contender's process, and when it was started."""
+    """A contender's process, and the time of its start."""
 
     pid: int
     began: float
@@ -113,7 +113,7 @@ class Spawned:
 
 @dataclass
 class Running:
-    """A contender at work."""
+    """A running contender."""
 
     json: Call
     sse: Call
@@ -121,8 +121,8 @@ class Running:
     """None where there is no proxy."""
     startup: float | None = None
     """Seconds from the start of the process to its first 200."""
-    answer: str = ""
-    """How its answer differs from the upstream's."""
+    response: str = ""
+    """How its response differs from the upstream's."""
 
 
 Start = Callable[["Stage", ExitStack], Running]
@@ -131,15 +131,15 @@ Start = Callable[["Stage", ExitStack], Running]
 @dataclass(frozen=True)
 class Contender:
     """
-    One of the compared.
+    One of the compared programs.
 
     Args:
         key: short name, for `--only` and the JSON.
-        label: what the tables say.
-        about: how it was set up, in a sentence.
-        prepare: installs it where it is missing, and returns its versions.
+        label: name in the tables.
+        about: its setup, in a sentence.
+        prepare: installs it if it is missing, and returns its versions.
         start: starts it.
-        patience: seconds that its start may take.
+        patience: longest time that its start may take, in seconds.
     """
 
     key: str
@@ -152,26 +152,26 @@ class Contender:
     @contextlib.contextmanager
     def running(self, stage: Stage) -> Iterator[Running]:
         """
-        Start it, wait until it answers as the upstream does, and give it.
+        Start it, and wait until its responses are the upstream's.
 
         Raises:
-            Unavailable: it does not start, or answers something else.
+            Unavailable: it does not start, or its responses are others.
         """
         log = stage.directory / f"{self.key}.log"
         with contextlib.ExitStack() as stack:
             contender = self.start(stage, stack)
             if contender.process is not None:
-                contender.startup = _wait_for_answer(contender.json, contender.process, self.patience, log)
+                contender.startup = _wait_for_response(contender.json, contender.process, self.patience, log)
             try:
                 check(contender)
             except (OSError, HTTPException, ValueError, LookupError) as error:
-                raise Unavailable(f"its answer can't be read: {type(error).__name__}: {error}") from None
+                raise Unavailable(f"its response can't be read: {type(error).__name__}: {error}") from None
             yield contender
 
 
-def _wait_for_answer(call: Call, process: Spawned, patience: float, log: Path) -> float:
+def _wait_for_response(call: Call, process: Spawned, patience: float, log: Path) -> float:
     while True:
-        problem = "no answer"
+        problem = "no response"
         with contextlib.suppress(OSError, HTTPException):
             status, body = call.send()
             if status == 200:
@@ -191,20 +191,20 @@ def _last_line(log: Path) -> str:
 
 def check(contender: Running) -> None:
     """
-    See that the answers are the upstream's, which are given for the upstream's key only.
+    Check that the responses are the upstream's, which needs the upstream's key.
 
     Raises:
         Unavailable: they are not.
     """
     status, body = contender.json.send()
     if status != 200 or json.loads(body)["choices"][0]["message"]["content"] != CONTENT:
-        raise Unavailable(f"its answer is another than the upstream's: status {status}, {body[:200]!r}")
-    contender.answer = "same bytes" if body.decode() == ANSWER else "same content, rewritten"
+        raise Unavailable(f"its response is not the upstream's: status {status}, {body[:200]!r}")
+    contender.response = "same bytes" if body.decode() == COMPLETION else "same content, rewritten"
     status, body = contender.sse.send()
     events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: ")]
     texts = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events if event != "[DONE]"]
     if status != 200 or "".join(texts) != " one more piece of it" * 3 or events[-1] != "[DONE]":
-        raise Unavailable(f"its stream is another than the upstream's: status {status}, {body[:200]!r}")
+        raise Unavailable(f"its stream is not the upstream's: status {status}, {body[:200]!r}")
 
 
 # Installing
@@ -223,7 +223,7 @@ def _run(command: list[str | Path], what: str) -> None:
 
 
 def install_in_venv(cache: Path, name: str, *requirements: str) -> Path:
-    """Return the virtual environment of that name, made anew where it doesn't hold exactly these requirements."""
+    """Return the virtual environment of that name. Makes it anew unless it holds exactly these requirements."""
     directory = cache / name
     done = directory / "installed"
     if not done.exists() or done.read_text() != " ".join(requirements):
@@ -243,7 +243,7 @@ def _venv(name: str, *requirements: str) -> Callable[[Path], str]:
 
 
 def _program(name: str) -> str:
-    # Debian keeps nginx where only root's PATH goes.
+    # Debian has nginx in a directory that only root's PATH names.
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         raise Unavailable(f"{name} is not installed")
@@ -267,7 +267,7 @@ def write_nginx_config(name: str, directory: Path, **values: object) -> Path:
 
 
 def nginx_command(config: Path) -> list[str | Path]:
-    """Return the command that runs nginx on a configuration, as one process."""
+    """Return the command that runs nginx with a configuration, as one process."""
     return [_program("nginx"), "-p", config.parent, "-e", "stderr", "-c", config]
 
 
@@ -335,19 +335,19 @@ base_url = "http://127.0.0.1:{sse_port}"
 
 
 def ours_environment(stage: Stage, **settings: str) -> dict[str, str]:
-    """Write a configuration of ours, and return the environment that names it, with a master key and other settings."""
+    """Write our configuration. Returns the environment that names it, with a master key and other settings."""
     config = stage.directory / "aisbreaker.toml"
     config.write_text(_SETTINGS.format(huge=_HUGE, json_port=stage.json_port, sse_port=stage.sse_port))
     return _environment(AISBREAKER_CONFIG=str(config), AISBREAKER_KEY="QmVuY2htYXJrcyBuZWVkIG5vIHNlY3JldCBhdCBhbGw", **settings)
 
 
 def ours_command(*arguments: str) -> list[str | Path]:
-    """Return a command of `aisbreaker`."""
+    """Return an `aisbreaker` command."""
     return [sys.executable, "-m", "aisbreaker_mw", *arguments]
 
 
 def mint(environment: dict[str, str]) -> str:
-    """Make a token with six windows and a secret for each upstream."""
+    """Mint a token with six windows and secrets for both upstreams."""
     windows = {"requestsPerMinute": _HUGE, "requestsPerHour": _HUGE, "requestsPerDay": _HUGE}
     wanted = {
         "requestAuthAndQuotas": {
@@ -374,7 +374,7 @@ def mint(environment: dict[str, str]) -> str:
 
 
 def ours_calls(port: int, token: str) -> tuple[Call, Call]:
-    """Return the requests of a client of ours: JSON and streamed."""
+    """Return the requests of our client: JSON and streamed."""
     return (
         chat(port, "/openai/v1/chat/completions", token, stream=False),
         chat(port, "/sse/v1/chat/completions", token, stream=True),
@@ -462,7 +462,7 @@ def _start_litellm(stage: Stage, stack: ExitStack) -> Running:
     )
 
 
-# The server package is the one of Portkey's own lock file: with what npm would take, every stream is answered with 500
+# The server package has the version of Portkey's own lock file. With the version that npm would take, every stream gets a 500
 # (https://github.com/Portkey-AI/gateway/issues/1389).
 _PORTKEY = {
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
@@ -506,7 +506,7 @@ DIRECT = "direct"
 
 CONTENDERS = (
     Contender(
-        DIRECT, "direct", "No proxy: what the upstream and the load generator can do on their core.", _nothing, _start_direct
+        DIRECT, "direct", "No proxy: the limit of the upstream and the load generator on their core.", _nothing, _start_direct
     ),
     Contender(
         NGINX,
@@ -518,14 +518,14 @@ CONTENDERS = (
     Contender(
         OURS,
         "aisbreaker",
-        "`aisbreaker serve`: the token unsealed, twelve windows counted in memory, the key injected.",
+        "`aisbreaker serve`: opens the token, counts twelve windows in memory, injects the key.",
         _ours_version,
         _start_ours(OURS),
     ),
     Contender(
         "valkey",
         "aisbreaker, Valkey",
-        "The same, counting in a Valkey server, which runs on the load's core.",
+        "The same, with a Valkey server for the counters, which runs on the load's core.",
         _prepare_valkey,
         _start_valkey,
     ),
@@ -539,21 +539,21 @@ CONTENDERS = (
     Contender(
         "portkey",
         "Portkey gateway",
-        "Its npm package with its documented headers; neither token nor quotas: the client sends the service's key.",
+        "Its npm package with its documented headers. No token and no quotas: the client sends the service's key.",
         _prepare_portkey,
         _start_portkey,
     ),
     Contender(
         "asgi-proxy-lib",
         "asgi-proxy-lib",
-        "Its README's app on uvicorn; neither token nor quotas: the client sends the service's key.",
+        "Its README's app on uvicorn. No token and no quotas: the client sends the service's key.",
         _venv("asgi-proxy-lib", "asgi-proxy-lib==0.2a0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0"),
         _start_uvicorn("asgi-proxy-lib", "asgi_proxy_app:app"),
     ),
     Contender(
         "fastapi-proxy-lib",
         "fastapi-proxy-lib",
-        "Its README's app on uvicorn; neither token nor quotas: the client sends the service's key.",
+        "Its README's app on uvicorn. No token and no quotas: the client sends the service's key.",
         _venv(
             "fastapi-proxy-lib", "fastapi-proxy-lib[standard]==0.3.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0"
         ),

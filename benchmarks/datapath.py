@@ -1,11 +1,11 @@
 """
-The data path against its peers: `python benchmarks/datapath.py [--quick] [--only ours,nginx]`
+The data path compared with its peers: `python benchmarks/datapath.py [--quick] [--only ours,nginx]`
 
-One machine, one upstream, one core for the contender, and the others for the upstream and the load. Contenders take turns, so
-that whatever else the machine does meets all of them; the median of the rounds is told. Writes a Markdown table, JSON and a
-plot to `benchmarks/results`, and the Markdown to stdout.
+The contender has one core of the machine; the upstream and the load share the others. Contenders take turns, so that other
+programs disturb all of them alike. Figures are medians of the rounds. Writes a Markdown table, JSON and a plot to
+`benchmarks/results`, and the Markdown to stdout.
 
-Contenders are installed into `benchmarks/.cache` when they are measured for the first time, which takes a few minutes.
+Contenders are installed into `benchmarks/.cache` before their first measurement, which takes a few minutes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 
 import report
 from contenders import (
-    ANSWER,
+    COMPLETION,
     CONTENDERS,
     DIRECT,
     NGINX,
@@ -59,15 +59,16 @@ from sse_client import Streams, streams
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
 STREAMS = 64
-"""At once, where pieces are counted."""
+"""Streams whose pieces are counted."""
 HELD_STREAMS = 1000
+"""Open streams whose memory is measured."""
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure, in seconds, and with how many connections."""
+    """Lengths of the measurements, in seconds, and numbers of connections."""
 
     rounds: int
     connections: tuple[int, ...]
@@ -105,9 +106,9 @@ QUICK = Plan(
 
 
 def main() -> None:
-    """Measure, and write what came of it."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one short round: for a look, not for figures")
+    parser.add_argument("--quick", action="store_true", help="one short round, for a look and not for figures")
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}")
     parser.add_argument("--only", help="comma-separated: " + ", ".join(each.key for each in CONTENDERS))
     parser.add_argument("--output", type=Path, help="directory; default benchmarks/results, .cache/results for a part of it")
@@ -145,13 +146,13 @@ def main() -> None:
 
 
 def prepare_cache() -> None:
-    """Make the directory that contenders are installed in."""
+    """Make the directory into which contenders are installed."""
     CACHE.mkdir(exist_ok=True)
-    (CACHE / ".gitignore").write_text("*\n")  # so that neither git nor a linter looks at what is installed there
+    (CACHE / ".gitignore").write_text("*\n")  # git and linters ignore it
 
 
 def about(command: str) -> dict[str, Any]:
-    """Return where, when and how it was measured."""
+    """Return the date, the machine, the versions and the command of a measurement."""
     cpu = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     wrk = subprocess.run(["wrk", "--version"], capture_output=True, text=True).stdout
     found = re.search(r"\d+\.\d+\.\d+", wrk)
@@ -164,7 +165,7 @@ def about(command: str) -> dict[str, Any]:
 
 
 def _processor_seconds() -> tuple[float, float]:
-    """Return the processor seconds that all programs of this machine have used, and those of this one and its children."""
+    """Return the processor seconds of all programs on this machine, and those of this one and its children."""
     user, nice, system = (int(field) for field in Path("/proc/stat").read_text().split()[1:4])
     ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     everything = (user + nice + system) / os.sysconf("SC_CLK_TCK")
@@ -177,7 +178,7 @@ def upstreams() -> Iterator[tuple[Stage, Streams]]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         port = free_port()
-        config = write_nginx_config("nginx.conf", directory, port=port, answer=ANSWER)
+        config = write_nginx_config("nginx.conf", directory, port=port, completion=COMPLETION)
         stack.enter_context(running(nginx_command(config), LOAD_CORES, log=directory / "upstream.log"))
         wait_for_port(port)
         load = stack.enter_context(streams(CACHE, directory, UPSTREAM_KEY))
@@ -185,10 +186,10 @@ def upstreams() -> Iterator[tuple[Stage, Streams]]:
 
 
 def measure(contenders: list[Contender], plan: Plan, rounds: int) -> dict[str, Any]:
-    """Return the figures of every contender, and why those without have none."""
+    """Return the figures of every contender, or the reason why it has none."""
     versions: dict[str, str] = {}
     missing: dict[str, str] = {}
-    answers: dict[str, str] = {}
+    responses: dict[str, str] = {}
     samples: dict[str, list[Figures]] = {}
     for contender in contenders:
         _say(f"preparing {contender.label}")
@@ -205,7 +206,7 @@ def measure(contenders: list[Contender], plan: Plan, rounds: int) -> dict[str, A
                 began = time.monotonic()
                 try:
                     with contender.running(stage) as at_work:
-                        answers[contender.key] = at_work.answer
+                        responses[contender.key] = at_work.response
                         figures = _measure_one(at_work, stage, load, plan, with_held_streams=number == 0)
                 except Unavailable as reason:
                     if contender.key not in samples:
@@ -224,7 +225,7 @@ def measure(contenders: list[Contender], plan: Plan, rounds: int) -> dict[str, A
                 "label": each.label,
                 "about": each.about,
                 "versions": versions.get(each.key, ""),
-                "answer": answers.get(each.key, ""),
+                "response": responses.get(each.key, ""),
                 "missing": missing.get(each.key),
                 **_summary(samples.get(each.key, [])),
             }
@@ -263,7 +264,7 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
 
     rate = 0.0
     for connections in plan.connections:
-        # A slow contender answers all connections about at once, and only rarely: it needs a longer look.
+        # A slow contender responds to all connections almost at once, and rarely, so it is measured for longer.
         seconds = plan.load if not rate else min(plan.longest_load, max(plan.load, round(4 * connections / rate)))
         cpu = cpu_seconds(pid) if pid else 0.0
         result = load_requests([contender.json], stage, connections, seconds)
@@ -300,7 +301,7 @@ def _measure_one(contender: Running, stage: Stage, load: Streams, plan: Plan, *,
 
 
 def _settle(pid: int | None, seconds: float) -> None:
-    """Wait until a contender has done with what its clients left behind."""
+    """Wait until a contender has finished the work that its clients left behind."""
     deadline = time.monotonic() + seconds
     while pid is not None and time.monotonic() < deadline:
         cpu = cpu_seconds(pid)
@@ -310,7 +311,7 @@ def _settle(pid: int | None, seconds: float) -> None:
 
 
 def sse_request_without_number(call: Call, stage: Stage) -> Path:
-    """Write a request whose answer is short, and return its file."""
+    """Write a request for a short stream, and return its file."""
     path = stage.directory / "short.request"
     path.write_bytes(call.raw.replace(b"stream-000000", b"stream=000000"))
     return path
@@ -331,7 +332,7 @@ def _hold_streams(call: Call, pid: int, load: Streams, plan: Plan, request: Path
 
 
 def load_requests(calls: list[Call], stage: Stage, connections: int, seconds: int) -> dict[str, Any]:
-    """Send requests for some seconds, and return what `load.lua` tells of them."""
+    """Send requests for some seconds, and return the counts that `load.lua` prints."""
     requests = stage.directory / "wrk.requests"
     requests.write_text("".join(call.for_wrk for call in calls))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "15s", "-s", HERE / "upstream" / "load.lua"]
@@ -346,7 +347,7 @@ def load_requests(calls: list[Call], stage: Stage, connections: int, seconds: in
 
 
 def goals(figures: dict[str, Figures]) -> list[dict[str, Any]]:
-    """Return what the data path is held to, and how far it is from that."""
+    """Return the goals of the data path, and whether they are met."""
 
     def figure(key: str, name: str) -> float | None:
         return figures.get(key, {}).get(name)

@@ -1,14 +1,16 @@
 """
-Where a request's time goes: `python benchmarks/hotpath.py [--streams] [--seconds 10]`
+The cost of a request, by place: `python benchmarks/hotpath.py [--streams] [--seconds 10]`
 
-Runs `aisbreaker serve` in full (token, twelve windows, injection), and prints Markdown:
+Runs `aisbreaker serve` with all that a request needs (token, twelve windows, injection), and prints Markdown:
 
-1. Interpreted instructions per request (or piece), by file and by function. The count is the same whatever else the machine
-   does, so a change of the code shows in it at once. It sees no C code and no system call.
+1. Interpreted instructions per request (or piece), by file and by function. The count does not depend on the machine's load, so
+   it shows every change of the code. It includes no C code and no system call.
 2. System calls per request, under load, if strace is installed.
 3. Microseconds of processor time per request, by room, sampled under load with py-spy without stopping the process. A
    function's C code and system calls count as its own.
 4. The same time by binary (interpreter, kernel, event loop), if perf is installed.
+
+The rooms are the folders of the package. The modules above them are one room, the pipeline.
 """
 
 import argparse
@@ -38,28 +40,17 @@ REQUESTS = 100
 SHOWN = 25
 
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^():]+)(?::\d+)?\)$")
-# A stack belongs to the room of its innermost frame that is in one.
-_ROOMS = (
-    (re.compile(r"aisbreaker_mw/upstream/transport/"), "transport to the upstream"),
-    (
-        re.compile(r"aisbreaker_mw/(protocol|request_reader|response_cycle|served)\.py|uvicorn/protocols/"),
-        "server: request in, answer out",
-    ),
-    (re.compile(r"aisbreaker_mw/proxy\.py"), "proxy: relaying an exchange"),
-    (re.compile(r"aisbreaker_mw/quotas/"), "quotas: twelve windows"),
-    (re.compile(r"aisbreaker_mw/heads\.py"), "heads, read and written"),
-    (
-        re.compile(r"aisbreaker_mw/(admission|services|service_ids|catalog|credentials|tokens|claims)\.py"),
-        "token, service, credentials",
-    ),
-    (re.compile(r"aisbreaker_mw/(server|standalone|cli|__main__)\.py"), None),  # at the bottom of every stack
-    (re.compile(r"aisbreaker_mw/"), "pipeline, headers, log"),
-    (re.compile(r"httpx/"), "httpx's Request and Response"),
-)
+PACKAGE = "aisbreaker_mw/"
+PIPELINE = "pipeline"
+"""The room of the modules that are in no folder."""
+_BELOW_THE_LOOP = ("cli/", "__main__.py", "serving/server.py")
+"""Parts of the package that start the event loop. They are at the bottom of every stack."""
+_LIBRARIES = {"uvicorn/protocols/": "serving", "httpx/": "httpx's Request and Response"}
+"""Libraries whose time counts as a room."""
 _LOOP = "event loop, with the system calls that it makes itself"
 
 Work = Callable[[int], tuple[int, float]]
-"""Load the process for some seconds; gives how much was done, and the microseconds of processor time of one."""
+"""Loads the process for some seconds. Returns the number of requests or pieces, and the processor time of one in µs."""
 
 
 def main() -> None:
@@ -124,7 +115,7 @@ def _streaming(contender: Running, stage: Stage, load: Streams) -> Work:
 
 
 def _serve_counting(port: int, file: Path) -> None:
-    """Serve, and between SIGUSR1 and SIGUSR2 count instructions; in a process of its own."""
+    """Serve, and count instructions between SIGUSR1 and SIGUSR2. Runs in a process of its own."""
     from aisbreaker_mw import create_app
     from aisbreaker_mw.serving.server import run
     from aisbreaker_mw.telemetry.logs import log_config
@@ -203,16 +194,16 @@ def _print_instructions(stage: Stage, load: Streams, unit: str) -> None:
 
 
 def _ask(client: socket.socket, request: bytes, times: int) -> None:
-    """Send a request several times, one after the other; leave the server time to finish each."""
+    """Send a request several times, one after the other, with time for the server to finish each."""
     for _ in range(times):
         client.sendall(request)
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += client.recv(65536) or b"\r\n\r\n"
-        head, _, body = answer.partition(b"\r\n\r\n")
+        response = b""
+        while b"\r\n\r\n" not in response:
+            response += client.recv(65536) or b"\r\n\r\n"
+        head, _, body = response.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)\ncontent-length: *(\d+)", head)
         if not head.startswith(b"HTTP/1.1 200 ") or length is None:
-            raise RuntimeError(f"an unexpected answer: {head[:100]!r}")
+            raise RuntimeError(f"an unexpected response: {head[:100]!r}")
         while len(body) < int(length[1]):
             body += client.recv(65536)
         time.sleep(0.002)
@@ -222,7 +213,7 @@ def _ask(client: socket.socket, request: bytes, times: int) -> None:
 
 
 def _profiled(command: list[str | Path], work: Work, seconds: int) -> tuple[int, str]:
-    """Load the process while a profiler that reports on stderr looks at it; gives how much was done, and the report."""
+    """Load the process under a profiler that reports on stderr. Returns the number of requests or pieces, and the report."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as profiler:
         try:
             time.sleep(0.3)
@@ -252,7 +243,7 @@ def _print_samples(contender: Running, stage: Stage, work: Work, seconds: int, u
     command: list[str | Path] = [spy, "record", "--nonblocking", "-f", "raw", "-o", stacks, "-r", str(SAMPLES_PER_SECOND)]
     command += ["-d", str(seconds), "-p", str(_pid(contender))]
     cost = 0.0
-    for _ in range(5):  # reading a running process, py-spy crashes at times
+    for _ in range(5):  # py-spy sometimes crashes, because it reads a running process
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as profiler:
             try:
                 _, cost = work(seconds + 1)
@@ -280,19 +271,24 @@ def _print_samples(contender: Running, stage: Stage, work: Work, seconds: int, u
 
 
 def _room(files: list[str]) -> str:
+    """Return the room of a stack: that of its innermost frame that is in one."""
     for file in reversed(files):
-        for pattern, room in _ROOMS:
-            if pattern.search(file):
-                return room or _LOOP
+        _, found, module = file.rpartition(PACKAGE)
+        if found:
+            return _LOOP if module.startswith(_BELOW_THE_LOOP) else module.rpartition("/")[0] or PIPELINE
+        for library, room in _LIBRARIES.items():
+            if library in file:
+                return room
     return _LOOP
 
 
 def _short(file: str) -> str:
+    """Return a file's path in its library or package."""
     for marker in ("site-packages/", "/lib/python3"):
         _, found, rest = file.rpartition(marker)
         if found:
             return rest.partition("/")[2] if marker == "/lib/python3" else rest
-    _, found, rest = file.partition("aisbreaker_mw/")
+    _, found, rest = file.rpartition(PACKAGE)
     return found + rest if found else file
 
 

@@ -1,4 +1,4 @@
-"""Processes on chosen cores that end with the benchmark, and what they use."""
+"""Processes on chosen cores that end with the benchmark, with their memory and processor time."""
 
 import contextlib
 import ctypes
@@ -14,9 +14,9 @@ from types import FrameType
 
 CORES = sorted(os.sched_getaffinity(0))
 CONTENDER_CORE = frozenset(CORES[-1:])
-"""The one that the contender has for itself."""
+"""The core that the contender has for itself."""
 LOAD_CORES = frozenset(CORES[:-1] or CORES)
-"""Where the upstream, the load generator and the benchmark itself run."""
+"""Cores of the upstream, the load generator and the benchmark itself."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PDEATHSIG = 1
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None)
 
 
 def free_port() -> int:
-    """Return a TCP port of loopback that nobody listens on."""
+    """Return a free TCP port on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -40,20 +40,20 @@ def running(
     directory: Path | None = None,
 ) -> Iterator["subprocess.Popen[str]"]:
     """
-    Run a command for as long as the block takes, in a session of its own, and kill all of that session afterwards.
+    Run a command in a session of its own for the length of the block, then end that whole session.
 
     Args:
-        command: with its arguments.
-        cores: that it may run on.
-        log: file for its stderr, and stdout where that is no pipe.
-        environment: instead of this process's.
+        command: command with its arguments.
+        cores: cores that it may run on.
+        log: file for its stderr, and for its stdout if that is no pipe.
+        environment: environment instead of this process's.
         pipes: whether stdin and stdout are pipes.
-        directory: to run in.
+        directory: working directory.
     """
 
     def settle() -> None:
         os.sched_setaffinity(0, cores)
-        _libc.prctl(_PDEATHSIG, signal.SIGKILL)  # should this process be killed, so are they
+        _libc.prctl(_PDEATHSIG, signal.SIGKILL)  # kills it when this process is killed
 
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -81,7 +81,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
             process.wait(patience)
             break
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind
+        os.killpg(process.pid, signal.SIGKILL)  # processes that it left behind
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def end_on_signals() -> None:
-    """Have SIGTERM clean up as Ctrl-C does, and Ctrl-C do so even where whoever started this ignores it."""
+    """Make SIGTERM and Ctrl-C clean up, even if the parent process set them to be ignored."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -99,6 +99,7 @@ def end_on_signals() -> None:
 
 
 def _tree(pid: int) -> list[int]:
+    """Return a process and its descendants."""
     found = [pid]
     for each in found:
         with contextlib.suppress(OSError):
@@ -116,7 +117,7 @@ def is_alive(pid: int) -> bool:
 
 
 def memory_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its children; pages that they share count once."""
+    """Return the resident memory, in bytes, of a process and its children. Shared pages count once."""
     total = 0
     for each in _tree(pid):
         with contextlib.suppress(OSError):
@@ -127,7 +128,7 @@ def memory_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and its children so far."""
+    """Return the processor time, in seconds, of a process and its children so far."""
     total = 0
     for each in _tree(pid):
         with contextlib.suppress(OSError):
@@ -137,7 +138,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def wait_for_port(port: int, seconds: float = 10.0) -> None:
-    """Wait until something listens on a port of loopback."""
+    """Wait until a server listens on a loopback port."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,8 +1,9 @@
 """
-What counting costs: `python benchmarks/quotas.py [--clients 1000000]`
+The cost of counting: `python benchmarks/quotas.py [--clients 1000000]`
 
-One request is counted in twelve windows: minute, hour and day, of the server and of a token, per client and together. Prints a
-Markdown table. Times are the least of several runs, as whatever else the machine does only adds.
+Each request is counted in twelve windows: minute, hour and day, of the server and of a token, per client and for all clients
+together. It goes the way of the product: `BucketPlan` names its buckets, `QuotaLimiter` counts it in a storage. Prints a
+Markdown table. A time is the least of several runs, because other programs can only add to it.
 """
 
 import argparse
@@ -13,97 +14,94 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import redis
-from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from aisbreaker_mw.quotas import Bucket, Buckets, QuotaLimiter
+from aisbreaker_mw.quotas import Buckets, Decision, QuotaLimiter
+from aisbreaker_mw.quotas.buckets import BucketPlan
 from aisbreaker_mw.quotas.embedded import EmbeddedValkey
+from aisbreaker_mw.tokens.claims import RequestLimits, RequestQuotas, TokenClaims
 
 ASKED = 20_000
-"""Requests in a run, each of a client by chance."""
+"""Requests in a run, each of a random client."""
 RUNS = 12
 CONCURRENCY = 64
 FEW = 1_000
 
 Consume: TypeAlias = Callable[[Buckets], Coroutine[Any, Any, Any]]
 
-
-def limits(amount: int) -> tuple[RateLimitItem, ...]:
-    return RateLimitItemPerMinute(amount), RateLimitItemPerHour(amount), RateLimitItemPerDay(amount)
-
-
-LIMITS = limits(10**9)
-SERVER = Bucket("srv", "srv", "server", LIMITS)
-SERVER_CLIENT = Bucket("srv:c", "srv", "server-client", LIMITS)
-TOKEN = Bucket("tok:Zm9vYmFyYmF6cXV4MTIzNA", "tok:Zm9vYmFyYmF6cXV4MTIzNA", "token", LIMITS)
-TOKEN_CLIENT = Bucket("tok:Zm9vYmFyYmF6cXV4MTIzNA:c", "tok:Zm9vYmFyYmF6cXV4MTIzNA", "token-client", LIMITS)
+_WINDOWS = RequestLimits(requests_per_minute=10**9, requests_per_hour=10**9, requests_per_day=10**9)
+QUOTAS = RequestQuotas(per_client_request_limits=_WINDOWS, global_request_limits=_WINDOWS)
+TOKEN = TokenClaims("Zm9vYmFyYmF6cXV4MTIzNA", 0, 2**40, QUOTAS, ())
+PLAN = BucketPlan(QUOTAS)
 
 
 def address(client: int) -> str:
+    """Return the address of a client, by its number."""
     return f"2001:db8:{client >> 16:x}:{client & 0xFFFF:x}::/64"
 
 
 def twelve_windows(client: int) -> Buckets:
-    name = address(client)
-    return (
-        SERVER_CLIENT.with_key(f"srv:c:{name}"),
-        SERVER,
-        TOKEN_CLIENT.with_key(f"{TOKEN.key}:c:{name}"),
-        TOKEN,
-    )
+    """Return the buckets of a client's request."""
+    return PLAN.for_request(address(client), TOKEN)
+
+
+async def count(limiter: QuotaLimiter, buckets: Buckets) -> Decision | None:
+    """Count a request as `quotas.gate` does."""
+    return limiter.consume_now(buckets) if limiter.local else await limiter.consume(buckets)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use, by the kernel's account."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 async def ask(clients: list[int], consume: Consume) -> float:
-    """Microseconds per request, from the client's address to the decision."""
+    """Return the microseconds per request, from the client's address to the decision."""
     began = time.perf_counter()
     for client in clients:
         await consume(twelve_windows(client))
     return (time.perf_counter() - began) / len(clients) * 1e6
 
 
-def in_memory(few: int, many: int) -> tuple[float, float, float]:
-    """Microseconds per request among few and among many clients, and what of it is to name the twelve windows."""
+def in_memory(few: int, many: int) -> tuple[float, ...]:
+    """Return the microseconds per request, and those to name the windows, among few clients and then among many."""
 
     async def name_only(buckets: Buckets) -> None:
         pass
 
-    async def measure() -> tuple[float, float, float]:
+    async def measure() -> tuple[float, ...]:
         limiters = []
         for clients in (few, many):
             limiter = QuotaLimiter(max_clients=clients)
             for client in range(clients):
-                await limiter.consume(twelve_windows(client))
+                await count(limiter, twelve_windows(client))
             generator = random.Random(1)
             limiters.append((limiter, [generator.randrange(clients) for _ in range(ASKED)]))
-        # By turns, so that what else the machine does meets all alike.
+        # In turns, so that other programs disturb all of them alike.
         runs = [
-            [await ask(asked, limiter.consume) for limiter, asked in limiters] + [await ask(limiters[0][1], name_only)]
+            [await ask(asked, consume) for limiter, asked in limiters for consume in (partial(count, limiter), name_only)]
             for _ in range(RUNS)
         ]
-        few_us, many_us, naming_us = map(min, zip(*runs, strict=True))
-        return few_us, many_us, naming_us
+        return tuple(map(min, zip(*runs, strict=True)))
 
     return asyncio.run(measure())
 
 
 def in_memory_of_limits(clients: int) -> float:
-    """Microseconds per request by limits' own storage and strategy: twelve hits, then back to the loop as a server goes."""
+    """Return the microseconds per request of limits' own storage and strategy: twelve hits, then a turn of the event loop."""
 
     async def measure() -> float:
         storage = MemoryStorage()
         strategy = SlidingWindowCounterRateLimiter(storage)
-        # As the storage would be after so many clients came; to let them come would take too long.
+        # The state after so many clients. To count them one by one would take too long.
         now = time.time()
         for client in range(clients):
             for each in twelve_windows(client):
@@ -127,20 +125,22 @@ def in_memory_of_limits(clients: int) -> float:
 
 
 def bytes_per_client(clients: int) -> float:
-    """Bytes of memory per client with three windows."""
+    """Return the bytes of memory per client with three windows."""
 
     async def measure() -> float:
         limiter = QuotaLimiter(max_clients=clients)
+        bucket = next(each for each in twelve_windows(0) if each.policy == "token-client")
         before = resident_bytes()
         for client in range(clients):
-            await limiter.consume((TOKEN_CLIENT.with_key(f"{TOKEN.key}:c:{address(client)}"),))
+            # Not by the plan, whose memo is bounded and would be counted as well.
+            await count(limiter, (replace(bucket, key=f"{bucket.slot}:c:{address(client)}"),))
         return (resident_bytes() - before) / clients
 
     return asyncio.run(measure())
 
 
 def on_valkey(uri: str) -> tuple[float, float]:
-    """Requests per second on Valkey, and commands that the server got per request."""
+    """Return the requests per second on Valkey, and the round trips per request."""
 
     async def measure() -> tuple[float, float]:
         limiter = QuotaLimiter(uri, timeout=5)
@@ -151,10 +151,10 @@ def on_valkey(uri: str) -> tuple[float, float]:
             for client_number in range(999):
                 await limiter.consume(twelve_windows(client_number))
             statistics: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]
-        # What the script runs is counted too, and is no round trip.
+        # Valkey also counts the commands that the script runs, which are no round trips.
         commands = ("evalsha", "eval", "script|load")
         trips = sum(statistics.get(f"cmdstat_{command}", {}).get("calls", 0) for command in commands)
-        rate = await requests_per_second(limiter.consume, 20_000)
+        rate = await requests_per_second(partial(count, limiter), 20_000)
         await limiter.aclose()
         return rate, trips / 1000
 
@@ -162,7 +162,7 @@ def on_valkey(uri: str) -> tuple[float, float]:
 
 
 def on_valkey_by_limits(uri: str) -> float:
-    """Requests per second of limits' own storage and strategy: twelve hits."""
+    """Return the requests per second of limits' own storage and strategy: twelve hits."""
 
     async def measure() -> float:
         storage = RedisStorage(uri, implementation="redispy")
@@ -180,8 +180,9 @@ def on_valkey_by_limits(uri: str) -> float:
     return asyncio.run(measure())
 
 
-async def requests_per_second(consume: Consume, count: int) -> float:
-    requests = [twelve_windows(client % 1000) for client in range(count)]
+async def requests_per_second(consume: Consume, total: int) -> float:
+    """Return the requests per second of `total` requests, `CONCURRENCY` of them at once."""
+    requests = [twelve_windows(client % 1000) for client in range(total)]
 
     async def work() -> None:
         while requests:
@@ -189,26 +190,27 @@ async def requests_per_second(consume: Consume, count: int) -> float:
 
     began = time.perf_counter()
     await asyncio.gather(*[work() for _ in range(CONCURRENCY)])
-    return count / (time.perf_counter() - began)
+    return total / (time.perf_counter() - began)
 
 
 def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """Measure in a fresh process."""
+    """Run a measurement in a fresh process, and return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def main() -> None:
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=1_000_000, help="how many are many (default: 1000000)")
+    parser.add_argument("--clients", type=int, default=1_000_000, help="number of many clients (default: 1000000)")
     many = parser.parse_args().clients
 
     print(f"Python {platform.python_version()}, {platform.machine()}, one process; requests in twelve windows\n")
     print("| measured | result |")
     print("| --- | --- |")
-    few_us, many_us, naming_us = alone(in_memory, FEW, many)
+    few_us, naming_us, many_us, naming_many_us = alone(in_memory, FEW, many)
     print(f"| memory, {FEW:,} clients | {few_us:.1f} µs, {naming_us:.1f} µs of it to name the windows |")
-    print(f"| memory, {many:,} clients | {many_us:.1f} µs, {many_us / few_us:.2f} times as much |")
+    print(f"| memory, {many:,} clients | {many_us:.1f} µs, {naming_many_us:.1f} µs of it to name the windows |")
     size = alone(bytes_per_client, many)
     print(f"| memory per client with three windows, {many:,} clients | {size:.0f} bytes |", flush=True)
     theirs_us = alone(in_memory_of_limits, FEW)

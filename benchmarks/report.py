@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as a plot."""
+"""The results as Markdown and as a plot."""
 
 import math
 from collections.abc import Callable
@@ -83,16 +83,16 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *_table(requests, measured),
         "",
-        "A POST of a chat completion, answered with a kilobyte of JSON. Latency is that of one connection, measured apart, "
-        "less the direct one.",
+        "A POST of a chat completion, with a response of a kilobyte of JSON. Added latency is that of one connection, measured "
+        "apart, less that without a proxy.",
         "",
         "## Streams",
         "",
         *_table(streams, measured),
         "",
-        "64 streams of pieces of 200 bytes, each written by itself. *One on its way*: a stream's next piece is sent when the "
-        "one before has arrived, so each takes a read and a write. *Many*: as many as the sockets take, and pieces that arrive "
-        "in one read may leave in one write.",
+        "64 streams of pieces of 200 bytes, each in a write of its own. *One on its way*: a stream's next piece is sent when "
+        "the one before has arrived, so each takes a read and a write. *Many*: as many as the sockets take, and pieces that "
+        "arrive in one read may leave in one write.",
         "",
         "## Process",
         "",
@@ -107,9 +107,9 @@ def markdown(results: dict[str, Any]) -> str:
         bound = f"{'≥' if goal['at_least'] else '≤'} {goal['goal']:g}"
         met = {None: "not measured", True: "met", False: "missed"}[goal["met"]]
         lines.append(f"| {goal['what']}: {bound} | {NONE if goal['measured'] is None else _short(goal['measured'])} | {met} |")
-    lines += ["", "## Contenders", "", "| | set up as | versions | its answer |", "| --- | --- | --- | --- |"]
+    lines += ["", "## Contenders", "", "| | set up as | versions | its response |", "| --- | --- | --- | --- |"]
     for each in results["contenders"]:
-        outcome = f"not measured: {each['missing']}" if each["missing"] else each["answer"]
+        outcome = f"not measured: {each['missing']}" if each["missing"] else each["response"]
         lines.append(f"| {each['label']} | {each['about']} | {each['versions']} | {outcome.replace('|', '/')} |")
     return "\n".join(lines) + "\n"
 

@@ -1,10 +1,11 @@
 """
-Mixed load for minutes, and what memory does: `python benchmarks/soak.py [--minutes 10]`
+Memory under mixed load: `python benchmarks/soak.py [--minutes 10]`
 
-Against `aisbreaker serve` in full: JSON answers, streams that their clients leave, bodies that break off, wrong tokens, unknown
-paths, upstream errors, upstreams that close without an answer, and new connections all the time. The resident memory is sampled
-every few seconds; what it grew after the warm-up is told, as a line fitted to the samples and as the last against the first.
-Ends with status 1 where it grew by more than `--allowed`, or where the server did not answer as it should to the end.
+The load on `aisbreaker serve` is everything that happens in a day: JSON responses, streams that their clients leave, bodies
+that break off, wrong tokens, unknown paths, upstream errors, upstreams that close without a response, and new connections all
+the time. The resident memory is sampled every few seconds. Prints its growth after the warm-up: the slope of a line through the
+samples, and the last third against the first. The exit status is 1 if it grew by more than `--allowed`, or if a response was
+wrong.
 """
 
 import argparse
@@ -28,11 +29,11 @@ from sse_client import Streams
 
 STREAMS = 100
 ROUND = 5
-"""Seconds of one round of load, after each of which the memory is sampled."""
+"""Seconds of one round of load. The memory is sampled after each."""
 
 
 def main() -> None:
-    """Load, sample, and tell."""
+    """Load, sample, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--warm-up", type=float, default=None, help="minutes; default a fifth of --minutes, at most 2")
@@ -56,12 +57,12 @@ def main() -> None:
                 samples.append((elapsed, memory))
                 _say(f"{elapsed / 60:5.1f} min {memory / 2**20:7.1f} MiB")
         check(contender)
-    if not _tell([sample for sample in samples if sample[0] >= warm_up], done, arguments.allowed):
+    if not _print_result([sample for sample in samples if sample[0] >= warm_up], done, arguments.allowed):
         sys.exit(1)
 
 
 def _one_round(contender: Running, stage: Stage, load: Streams, done: Counter[str]) -> None:
-    """Requests of every kind through wrk while streams are opened, fed and left."""
+    """Send requests of every kind through wrk while streams are opened, fed and left."""
     request = stage.directory / "sse.request"
     request.write_bytes(contender.sse.raw)
     good = contender.json
@@ -84,7 +85,7 @@ def _one_round(contender: Running, stage: Stage, load: Streams, done: Counter[st
     for connections in (1, 200):  # the pool grows and shrinks
         result = load_requests([good], stage, connections, 1)
         done["requests"] += result["requests"]
-        done["unexpected answers"] += result["not_2xx"]
+        done["unexpected responses"] += result["not_2xx"]
 
 
 def _stream(contender: Running, load: Streams, request: Path, done: Counter[str]) -> None:
@@ -98,14 +99,14 @@ def _stream(contender: Running, load: Streams, request: Path, done: Counter[str]
 
 @contextlib.contextmanager
 def _trouble(contender: Running, done: Counter[str]) -> Iterator[None]:
-    """Make trouble in a thread: clients that go away at any point, and upstream errors."""
+    """Make trouble in a thread: clients that disconnect at any point, and upstream errors."""
     over = threading.Event()
 
     def work() -> None:
         chance = random.Random(1)
         call = contender.json
         vendor_error = replace(call, path="/openai/v1/embeddings")
-        no_answer = replace(call, path="/openai/v1/audio/speech")
+        no_response = replace(call, path="/openai/v1/audio/speech")
         while not over.wait(0.01):
             with contextlib.suppress(OSError, HTTPException):
                 kind = chance.randrange(4)
@@ -119,8 +120,8 @@ def _trouble(contender: Running, done: Counter[str]) -> Iterator[None]:
                     vendor_error.send()
                     done["upstream errors"] += 1
                 else:
-                    no_answer.send()
-                    done["upstreams that closed without an answer"] += 1
+                    no_response.send()
+                    done["upstreams that closed without a response"] += 1
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -132,24 +133,25 @@ def _trouble(contender: Running, done: Counter[str]) -> Iterator[None]:
 
 
 def _break_off(call: Call, chance: random.Random) -> None:
-    """Send the beginning of a request, and go."""
+    """Send the beginning of a request, and disconnect."""
     with socket.create_connection(("127.0.0.1", call.port), timeout=5) as client:
         client.sendall(call.raw[: chance.randrange(len(call.raw))])
 
 
 def _leave(call: Call, chance: random.Random) -> None:
-    """Ask for a stream, read a little of it, and go."""
+    """Request a stream, read a little of it, and disconnect."""
     with socket.create_connection(("127.0.0.1", call.port), timeout=5) as client:
         client.sendall(call.raw.replace(b"stream-000000", b"stream=000000"))
         if chance.random() < 0.5:
             client.recv(chance.randrange(1, 400))
 
 
-def _tell(samples: list[tuple[float, int]], done: Counter[str], allowed: float) -> bool:
+def _print_result(samples: list[tuple[float, int]], done: Counter[str], allowed: float) -> bool:
+    """Print the counts and the growth of the memory. Returns whether all is well."""
     for what, count in sorted(done.items(), key=lambda item: -item[1]):
         print(f"{count:12,} {what}")
     if len(samples) < 3:
-        print("too short to tell anything about memory")
+        print("too short to say anything about memory")
         return True
     times, sizes = [sample[0] / 60 for sample in samples], [sample[1] / 2**20 for sample in samples]
     middle, mean = sum(times) / len(times), sum(sizes) / len(sizes)
@@ -161,9 +163,9 @@ def _tell(samples: list[tuple[float, int]], done: Counter[str], allowed: float) 
         f"memory after the warm-up: {min(sizes):.1f} to {max(sizes):.1f} MiB in {times[-1] - times[0]:.1f} minutes; "
         f"{slope:+.3f} MiB a minute; {growth:+.2f} MiB from the first third to the last"
     )
-    unexpected = done["unexpected answers"]
+    unexpected = done["unexpected responses"]
     if unexpected:
-        print(f"{unexpected} answers were not as they should be")
+        print(f"{unexpected} responses were wrong")
     return growth <= allowed and not unexpected
 
 
@@ -176,4 +178,4 @@ if __name__ == "__main__":
         try:
             main()
         except Unavailable as reason:
-            sys.exit(f"the server did not start, or answers no longer: {reason}")
+            sys.exit(f"the server did not start, or no longer responds: {reason}")

@@ -29,11 +29,11 @@ def compile_sse(cache: Path) -> Path:
 
 class Streams:
     """
-    The program at work.
+    The running program.
 
     Args:
-        process: of the program, its stdin and stdout pipes.
-        port: on which its upstream listens.
+        process: its process, with pipes as stdin and stdout.
+        port: port of its upstream.
     """
 
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
@@ -41,30 +41,30 @@ class Streams:
         self.port = port
 
     def _order(self, *words: object) -> dict[str, Any]:
-        orders, answers = self._process.stdin, self._process.stdout
-        if orders is None or answers is None:
+        orders, replies = self._process.stdin, self._process.stdout
+        if orders is None or replies is None:
             raise RuntimeError("the program has no pipes")
         orders.write(" ".join(map(str, words)) + "\n")
         orders.flush()
-        answer: dict[str, Any] = json.loads(answers.readline() or '{"error": "the program has ended"}')
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+        reply: dict[str, Any] = json.loads(replies.readline() or '{"error": "the program has ended"}')
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply
 
     def probe(self, port: int, seconds: float, request: Path) -> dict[str, Any]:
-        """Send one request after the other, and tell microseconds: `first_*` to the first event, `total_*` to the end."""
+        """Send one request after the other. Returns microseconds: `first_*` to the first event, `total_*` to the end."""
         return self._order("probe", port, round(seconds * 1000), request)
 
     def open(self, port: int, streams: int, seconds: float, request: Path) -> dict[str, Any]:
-        """Open streams, each of which gets one piece; tells how many came to be `open`."""
+        """Open streams, each of which gets one piece. Returns how many are `open`."""
         return self._order("open", port, streams, round(seconds * 1000), request)
 
     def run(self, window: int, seconds: float) -> dict[str, Any]:
-        """Count the `pieces` that arrive in open streams, `window` of each on their way at most (0: no bound)."""
+        """Count the `pieces` that arrive in open streams. At most `window` of each are on their way at once (0: no bound)."""
         return self._order("run", window, round(seconds * 1000))
 
     def close(self) -> dict[str, Any]:
-        """Close all streams; tells after how many `seconds` the upstream saw it, and how many were `lingering` after two."""
+        """Close all streams. Returns the `seconds` until the upstream saw it, and how many were `lingering` after two."""
         return self._order("close")
 
 

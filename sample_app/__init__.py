@@ -1,1 +1,1 @@
-"""A small Starlette app of somebody's own, wrapped by the middleware."""
+"""A small Starlette app, wrapped by the middleware."""

@@ -1,11 +1,11 @@
 """
-A small app with pages of its own, wrapped by the middleware:
+A small app with its own page and route, wrapped by the middleware:
 
     uvicorn sample_app.main:app
 
-`/` is the app's page and needs no token. `/api/v1/foo` is the app's own route: whoever calls it with an `aisbreaker_...` token
-is checked and counted by the middleware, and the route receives the OpenAI key that is sealed in the token. The AI services
-and `/api/v1/oauth/token` are the middleware's.
+`/` is the app's page and needs no token. `/api/v1/foo` is the app's route. The middleware checks and counts a request to it
+that has an `aisbreaker_...` token, and the route receives the OpenAI key that is sealed in the token. The AI services and
+`/api/v1/oauth/token` are served by the middleware.
 """
 
 import logging
@@ -20,24 +20,24 @@ from aisbreaker_mw import AIsBreakerMiddleware, Settings, TokenClaims, generate_
 
 PAGE = """<!doctype html>
 <title>sample app</title>
-<h1>An app of one's own</h1>
+<h1>Sample app</h1>
 <p>This page needs no token. <code>POST /api/v1/foo</code> needs one:</p>
 <pre>curl http://localhost:8000/api/v1/foo -X POST -H "Authorization: Bearer ${AISBREAKER_API_KEY}" -d '{"xxx": {}}'</pre>
 """
 
 
 async def index(request: Request) -> HTMLResponse:
-    """Show a page of the app's own."""
+    """Show the app's page."""
     return HTMLResponse(PAGE)
 
 
 async def foo(request: Request) -> Response:
-    """Tell what this route received: how much of a body, under which token, and whether a credential was injected."""
+    """Show what the route received: size of the body, token, and whether a credential was injected."""
     claims: TokenClaims | None = request.scope.get("aisbreaker")
     if claims is None:
         error = {"message": "Send an aisbreaker_... token.", "type": "authentication_error", "param": None, "code": None}
         return JSONResponse({"error": error}, status_code=401, headers={"www-authenticate": "Bearer"})
-    # Here the app would call the AI service with this credential. It is somebody's secret: never log or answer it.
+    # Here the app would call the AI service with this credential. It is somebody's secret: never log it or send it back.
     credential = request.headers.get("authorization", "").removeprefix("Bearer ")
     received = 0
     async for piece in request.stream():

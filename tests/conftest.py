@@ -3,9 +3,14 @@
 import functools
 import os
 import ssl
+from collections.abc import Iterator
 
 import httpx._transports.default
 import pytest
+
+from .support import RecordingUpstream, proxy
+
+SERVICES = ("openai", "anthropic", "gemini", "mistral", "stability")
 
 for _name in [*(name for name in os.environ if name.startswith(("AISBREAKER_", "AUTH_"))), "DEFAULT_AISBREAKER_API_KEY"]:
     os.environ.pop(_name, None)  # the configuration of whoever runs the tests is not the tests'
@@ -27,6 +32,20 @@ def _context(verify: ssl.SSLContext | str | bool = True, cert: object = None, tr
 
 
 httpx._transports.default.create_ssl_context = _context
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[RecordingUpstream]:
+    """A service on loopback that records what it gets, and answers 200 with a little JSON."""
+    with RecordingUpstream() as recording:
+        yield recording
+
+
+@pytest.fixture(scope="module")
+def base(upstream: RecordingUpstream) -> Iterator[str]:
+    """The base URL of the standalone proxy, with all the services that these tests name at `upstream`."""
+    with proxy(upstream, *SERVICES) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,15 +19,31 @@ from aisbreaker_mw import AIsBreakerMiddleware, Settings, create_app, generate_k
 from aisbreaker_mw.serving.http_protocol import HTTPProtocol
 from aisbreaker_mw.serving.websocket_protocol import WebSocketProtocol
 
+from .ports import free_port
+
 KEY = generate_key()
+Process = subprocess.Popen[str]
 WAIT = 10.0
 """Seconds that a test waits at most for something that should happen at once."""
 
 
-def wait_until(happened: Callable[[], object], what: str = "it", seconds: float = WAIT) -> None:
-    """Poll until `happened` is true."""
+def wait_until(
+    happened: Callable[[], object], what: str = "it", seconds: float = WAIT, not_yet: tuple[type[Exception], ...] = ()
+) -> None:
+    """
+    Poll until `happened` is true.
+
+    Args:
+        happened: the condition.
+        what: the condition's name, for the error.
+        seconds: longest wait.
+        not_yet: errors that mean that it has not happened yet.
+    """
     deadline = time.monotonic() + seconds
-    while not happened():
+    while True:
+        with contextlib.suppress(*not_yet):
+            if happened():
+                return
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not happen within {seconds} s")
         time.sleep(0.002)
@@ -218,6 +237,49 @@ def serve(app: Any, **config: Any) -> Iterator[str]:
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def run_process(command: list[str], url: str, *, stderr: int | None = None, **environment: str) -> Iterator[Process]:
+    """
+    Run `python -m` in a process of its own; gives it once `url` answers, and ends it with SIGTERM.
+
+    Args:
+        command: what follows `python -m`.
+        url: where the server answers as soon as it has started.
+        stderr: as for `subprocess.Popen`.
+        environment: variables beside those of the tests.
+    """
+    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **environment}, stderr=stderr, text=True)
+
+    def up() -> bool:
+        assert process.poll() is None, f"the server ended: {process.communicate()[1]}"
+        return httpx.get(url).is_success
+
+    try:
+        wait_until(up, "the server's start", 20, (httpx.TransportError,))
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise
+        elif process.stderr is not None:
+            process.stderr.close()
+
+
+@contextlib.contextmanager
+def serve_process(*arguments: str, port: int | None = None, **options: Any) -> Iterator[tuple[str, Process]]:
+    """Run `aisbreaker serve` as a person would, with options as for `run_process`; gives its base URL and its process."""
+    port = port or free_port()
+    base = f"http://127.0.0.1:{port}"
+    command = ["aisbreaker_mw", "serve", "--port", str(port), *arguments]
+    with run_process(command, f"{base}/api/v1/ping", **options) as process:
+        yield base, process
+
+
 def settings(**values: Any) -> Settings:
     """Settings with a key, and none of the limits that get in a test's way."""
     minting = {"requests_per_minute": 100_000, **values.pop("minting", {})}
@@ -273,6 +335,7 @@ def connect(base: str, *, seconds: float = WAIT) -> socket.socket:
 __all__ = [
     "KEY",
     "AIsBreakerMiddleware",
+    "Process",
     "Recorded",
     "RecordingUpstream",
     "bearer",
@@ -281,7 +344,9 @@ __all__ = [
     "ok",
     "proxy",
     "raw_exchange",
+    "run_process",
     "serve",
+    "serve_process",
     "settings",
     "towards",
     "wait_until",

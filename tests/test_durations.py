@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aisbreaker_mw.durations import parse_span, parse_timeout
+from aisbreaker_mw.durations import format_span, parse_span, parse_timeout
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 
@@ -40,6 +40,7 @@ MALFORMED = [
 def test_a_span_is_a_count_of_a_unit(unit: str, count: int) -> None:
     assert parse_span(f"{count}{unit}") == count * SECONDS[unit]
     assert parse_timeout(f"{count}{unit}") == count * SECONDS[unit]
+    assert parse_span(format_span(count * SECONDS[unit])) == count * SECONDS[unit]
 
 
 def test_leading_zeros_count_for_nothing() -> None:

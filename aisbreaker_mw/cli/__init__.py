@@ -1,4 +1,4 @@
-"""The command line: `aisbreaker`."""
+"""The command line, `aisbreaker`: its commands, the standalone server, and the demo."""
 
 from .commands import main
 

@@ -1,4 +1,4 @@
-"""The command line: `aisbreaker`."""
+"""The commands of `aisbreaker`."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from .serve import serve as run_server
 
 _MASK = "**********"
 _LIBRARIES = {"google-cloud": ("google.auth", "vertex"), "aws-sigv4": ("botocore", "bedrock")}
-"""What a credential strategy takes, and the extra that has it."""
+"""The library that a credential strategy needs, and the extra that installs it."""
 
 
 class _Group(click.Group):
-    """Tells the package's own errors in one line."""
+    """Prints an error of this package as one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -41,7 +41,7 @@ class _Group(click.Group):
 _config = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"TOML file; {CONFIG_VARIABLE} names it as well.",
+    help=f"TOML file. Default: the one in {CONFIG_VARIABLE}.",
 )
 
 
@@ -54,12 +54,16 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=3000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Number of processes.")
 @click.option(
-    "--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for streams in flight at the end."
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds that open streams have to end after a signal.",
 )
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="Overrides the configured one.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Overrides the configured format.")
 def serve(config: Path | None, host: str, port: int, workers: int, grace: float, log_format: str | None) -> None:
     """Run the standalone proxy."""
     if log_format is not None:
@@ -68,10 +72,10 @@ def serve(config: Path | None, host: str, port: int, workers: int, grace: float,
 
 
 @main.command()
-@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--exit", "leave", is_flag=True, help="End after the tour instead of staying up.")
 def demo(port: int, leave: bool) -> None:
-    """Start the proxy and show, as a client, what it does."""
+    """Start the proxy, and show as a client what it does."""
     sys.exit(run_demo(port, leave=leave))
 
 
@@ -83,16 +87,16 @@ def keygen() -> None:
 
 @main.group()
 def token() -> None:
-    """Make and look into tokens."""
+    """Make and inspect tokens."""
 
 
 @token.command("create")
-@click.option("--server", metavar="URL", help="Ask this server; without it the token is made here, with the master key.")
-@click.option("--request", "request_file", default="-", type=click.File("rb"), help="Token request as JSON; default stdin.")
-@click.option("--host", help="Name of the server that the token is for; default the first of `hosts`.")
+@click.option("--server", metavar="URL", help="Mint through this server. Default: mint here, with the master key.")
+@click.option("--request", "request_file", default="-", type=click.File("rb"), help="Token request as JSON. Default: stdin.")
+@click.option("--host", help="Host name that the token is bound to. Default: the first of `hosts`.")
 @_config
 def create_token(server: str | None, request_file: Any, host: str | None, config: Path | None) -> None:
-    """Print a token made from a token request."""
+    """Mint a token from a token request, and print it."""
     body = request_file.read()
     if server is not None:
         click.echo(_ask_server(server, body))
@@ -111,12 +115,12 @@ def create_token(server: str | None, request_file: Any, host: str | None, config
 
 @token.command("inspect")
 @click.argument("token_text", metavar="TOKEN")
-@click.option("--host", help="Name of the server that the token is for; default the first of `hosts`.")
+@click.option("--host", help="Host name that the token is bound to. Default: the first of `hosts`.")
 @_config
 def inspect_token(token_text: str, host: str | None, config: Path | None) -> None:
-    """Print a token's claims, every secret masked. TOKEN may be - for stdin."""
+    """Print a token's claims, every secret masked. With - as TOKEN, read it from stdin."""
     settings = load_settings(config)
-    text = sys.stdin.read().strip() if token_text == "-" else token_text  # noqa: S105 - a dash is no secret
+    text = sys.stdin.read().strip() if token_text == "-" else token_text  # noqa: S105 - a dash is not a secret
     claims = TokenSealer(settings.keyring()).open(text, _host(host, settings))
     quotas = claims.quotas.model_dump(by_alias=True, exclude_none=True)
     shown = {
@@ -134,7 +138,7 @@ def inspect_token(token_text: str, host: str | None, config: Path | None) -> Non
 @main.command("check-config")
 @_config
 def check_config(config: Path | None) -> None:
-    """Validate the configuration and print it, secrets masked."""
+    """Validate the configuration, and print it with secrets masked."""
     from ..app import create_app
 
     settings = load_settings(config)
@@ -142,17 +146,17 @@ def check_config(config: Path | None) -> None:
     if settings.has_key():
         create_app(settings)
     else:
-        click.echo("no master key is set: `serve` would make one for the run, on a loopback address only", err=True)
+        click.echo("no master key is set: `serve` makes one for the run, but only on a loopback address", err=True)
     for service in ServiceCatalog.load(settings.services):
         library, extra = _LIBRARIES.get(service.credential.strategy or "", ("", ""))
         if library and not _installed(library):
-            click.echo(f"services.{service.name}: can't make its credentials: install aisbreaker-mw[{extra}]", err=True)
+            click.echo(f"services.{service.name}: can't make credentials: install aisbreaker-mw[{extra}]", err=True)
 
 
 def _installed(library: str) -> bool:
     try:
         return find_spec(library) is not None
-    except (ImportError, ValueError):  # its parent is missing, or it is barred
+    except (ImportError, ValueError):  # its parent package is missing, or the import is blocked
         return False
 
 
@@ -164,7 +168,7 @@ def _ask_server(server: str, body: bytes) -> str:
     except httpx.HTTPError as error:
         raise click.ClickException(f"{url}: {type(error).__name__}") from None
     except ValueError:
-        raise click.ClickException(f"{url}: status {response.status_code}, and no JSON") from None
+        raise click.ClickException(f"{url}: status {response.status_code}, without JSON") from None
     if response.status_code != 200:
         raise click.ClickException(f"{url}: status {response.status_code}: {content['error']['message']}")
     return str(content["access_token"])
@@ -175,7 +179,7 @@ def _host(host: str | None, settings: Settings) -> str:
         return host_name(host.encode())
     if settings.hosts:
         return settings.hosts[0]
-    raise ConfigurationError("hosts: none is configured; give --host, the name that the token's users call the server by")
+    raise ConfigurationError("hosts: none is configured; give --host, the host name under which clients reach the server")
 
 
 def _mask(secret: ServiceSecret) -> str | list[str]:

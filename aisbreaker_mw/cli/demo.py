@@ -1,4 +1,4 @@
-"""`aisbreaker demo`: the proxy on its embedded defaults, and a tour of it as a client takes it."""
+"""`aisbreaker demo`: starts the proxy with its defaults, and shows as a client what it does."""
 
 import contextlib
 import errno
@@ -19,11 +19,11 @@ import httpx
 from ..exceptions import AIsBreakerError
 
 START_TIMEOUT = 20.0
-"""Seconds that the server may take to answer."""
+"""Longest time until the server responds, in seconds."""
 PIECE_DELAY = 0.08
-"""Seconds between the streamed pieces, so that a person sees them come."""
+"""Time between streamed pieces, in seconds: long enough to be seen."""
 
-# The contract's own example.
+# The example of the contract.
 TOKEN_REQUEST: dict[str, Any] = {
     "requestAuthAndQuotas": {
         "requestQuotas": {
@@ -42,7 +42,7 @@ TOKEN_REQUEST: dict[str, Any] = {
 
 
 class DemoFailed(AIsBreakerError):
-    """The tour did not go as it should."""
+    """The demo did not go as it should."""
 
 
 def run_demo(port: int, *, leave: bool) -> int:
@@ -50,17 +50,17 @@ def run_demo(port: int, *, leave: bool) -> int:
     Start the proxy on a loopback port, and show what it does.
 
     Args:
-        port: to listen on.
-        leave: end after the tour; otherwise stay up until interrupted.
+        port: port to listen on.
+        leave: whether to end after the tour, instead of staying up until interrupted.
 
     Returns:
         The exit status.
 
     Raises:
-        DemoFailed: the server did not start, or gave another answer than it should.
+        DemoFailed: the server did not start, or responded otherwise than it should.
     """
     _require_free(port)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends the server as well
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the server as well
     base = f"http://127.0.0.1:{port}"
     with _server(port) as process, httpx.Client(timeout=30, trust_env=False) as client:
         _wait_until_up(base, client, process)
@@ -74,7 +74,7 @@ def run_demo(port: int, *, leave: bool) -> int:
 
 
 def _require_free(port: int) -> None:
-    """Make sure that what answers on the port afterwards is the server of this tour."""
+    """Check that nothing listens on the port: the tour must not talk to another server."""
     with socket.socket() as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,17 +83,17 @@ def _require_free(port: int) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise DemoFailed(f"port {port} can't be listened on: {os.strerror(error.errno or 0).lower()}") from None
-            raise DemoFailed(f"port {port} is taken. Another one: aisbreaker demo --port {port % 65535 + 1}") from None
+            raise DemoFailed(f"port {port} is taken. Take another one: aisbreaker demo --port {port % 65535 + 1}") from None
 
 
 @contextlib.contextmanager
 def _server(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    # The person's own configuration has no part in the tour.
+    # The tour runs without the person's own configuration.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AISBREAKER_", "AUTH_"))}
     environment.pop("DEFAULT_AISBREAKER_API_KEY", None)
     environment |= {"AISBREAKER_SERVICES__DUMMY__DELAY": str(PIECE_DELAY), "AISBREAKER_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment)  # noqa: S603 - this very program
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - this program itself
     try:
         yield process
     finally:
@@ -134,27 +134,27 @@ def _tour(base: str, client: httpx.Client) -> None:
         for line in streamed.iter_lines():
             if line:
                 click.echo(line)
-        _say("3. What the answer's headers tell about the quota.")
+        _say("3. The response's headers tell about the quota.")
         _show_quota(streamed)
 
     _say("4. Quotas are enforced: the token allows 60 requests a minute to each client.")
     chat["stream"] = False
     _show_curl("POST", url, chat, authorized=True)
     for count in range(1, 200):
-        answer = client.post(url, json=chat, headers=authorization)
-        if answer.status_code == 429:
-            click.echo(f"... {count - 1} more answers of 200, then:")
+        response = client.post(url, json=chat, headers=authorization)
+        if response.status_code == 429:
+            click.echo(f"... {count - 1} more responses with 200, then:")
             break
-        _expect(answer, 200)
-    _expect(answer, 429)
-    click.echo(f"HTTP/1.1 429 {answer.reason_phrase}")
-    _show_quota(answer)
-    click.echo(answer.text)
+        _expect(response, 200)
+    _expect(response, 429)
+    click.echo(f"HTTP/1.1 429 {response.reason_phrase}")
+    _show_quota(response)
+    click.echo(response.text)
 
 
 def _expect(response: httpx.Response, status: int) -> httpx.Response:
     if response.status_code != status:
-        raise DemoFailed(f"the server answered {response.status_code} instead of {status}")
+        raise DemoFailed(f"the server responded with {response.status_code} instead of {status}")
     return response
 
 

@@ -1,4 +1,4 @@
-"""What `aisbreaker serve` settles before the server runs: the key, the quota storage, the log."""
+"""`aisbreaker serve`: prepares the log, the key and the quota storage, and runs the server."""
 
 import contextlib
 import logging
@@ -27,17 +27,17 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, grace: floa
     Run the standalone proxy until a signal ends it.
 
     Args:
-        settings: as the environment and the TOML file give them; worker processes read them anew.
+        settings: settings of the environment and the TOML file. Worker processes read them again.
         host: address to listen on.
-        port: 0 takes a free one.
-        workers: processes; above 1 they need a shared quota storage.
-        grace: seconds that streams in flight have after the first signal.
+        port: port to listen on; 0 takes a free one.
+        workers: number of processes; above 1 they need a shared quota storage.
+        grace: time that open streams have to end after the first signal, in seconds.
 
     Returns:
         The exit status.
 
     Raises:
-        ConfigurationError: the settings don't allow to start; one line that names what to set.
+        ConfigurationError: the server can't start with these settings; one line that names what to set.
     """
     config = log_config(settings.log_level, settings.log_format)
     logging.config.dictConfig(config)
@@ -52,11 +52,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, grace: floa
     with contextlib.ExitStack() as stack:
         if storage == _EMBEDDED:
             uri = stack.enter_context(EmbeddedValkey())
-            os.environ["AISBREAKER_QUOTAS__STORAGE"] = uri  # workers read it there
+            os.environ["AISBREAKER_QUOTAS__STORAGE"] = uri  # worker processes read it there
             quotas = settings.quotas.model_copy(update={"storage": SecretStr(uri)})
             settings = settings.model_copy(update={"quotas": quotas})
         if workers > 1:
-            create_app(settings)  # a bad setting stops the start here, once, and not in every worker
+            create_app(settings)  # a bad setting stops the start here, once, instead of in every worker
             return run("aisbreaker_mw:create_app", host=host, port=port, workers=workers, grace=grace, log_config=config)
         return run(lambda: create_app(settings), host=host, port=port, grace=grace, log_config=config)
 

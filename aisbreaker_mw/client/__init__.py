@@ -1,1 +1,1 @@
-"""The client of one request: its address, its body, and the answers that it gets."""
+"""The client of a request: its address, its request's host and body, and the responses to it."""

@@ -1,4 +1,4 @@
-"""Who the client is: its network address, as far as it can be believed."""
+"""The client's network address, as far as it can be trusted."""
 
 from collections.abc import Iterable, MutableMapping
 from functools import lru_cache
@@ -8,22 +8,22 @@ from typing import Any
 from ..http1.fields import get_all
 
 IPV6_PREFIX_BITS = 64
-"""One subscriber commonly holds a whole /64, so its addresses count as one client."""
+"""Length of the IPv6 prefix that counts as one client. A subscriber commonly has a whole /64."""
 LOCAL = "unix"
-"""Names the peer on a Unix domain socket, in `trusted_proxies` and as a client."""
+"""Name of the peer on a Unix domain socket, in `trusted_proxies` and as a client."""
 
 Address = IPv4Address | IPv6Address
 
 
 class ClientIdentifier:
     """
-    Tells clients apart by address.
+    Identifies clients by address.
 
     Args:
-        trusted_proxies: networks in CIDR form, addresses, or `unix`: the peers whose X-Forwarded-For is believed.
+        trusted_proxies: peers whose X-Forwarded-For is trusted: networks in CIDR form, addresses, or `unix`.
 
     Raises:
-        ValueError: when one is neither; with a fixed text.
+        ValueError: an entry is none of these. The message is fixed.
     """
 
     def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
@@ -33,10 +33,10 @@ class ClientIdentifier:
 
     def identify(self, scope: MutableMapping[str, Any]) -> str:
         """
-        Return the client's address: IPv4, or the /64 of an IPv6; `unix` where the connection has none.
+        Return the client's IPv4 address, or the /64 of its IPv6 address; `unix` for a connection without an address.
 
-        X-Forwarded-For is read from the right, as each proxy appends the peer that it saw: the first hop that is no trusted
-        proxy is the client. A hop that is no address ends the reading, and the proxy that wrote it counts as the client.
+        Each proxy appends its peer to X-Forwarded-For, so that is read from the right. The first hop that is no trusted proxy
+        is the client. A hop that is no address ends the reading, and the proxy that wrote it counts as the client.
         """
         peer = scope.get("client")
         host = peer[0] if peer else LOCAL
@@ -63,10 +63,10 @@ class ClientIdentifier:
 
 @lru_cache(maxsize=16_384)
 def group(host: str) -> str:
-    """Return what clients at `host` are counted as: IPv4 (mapped into IPv6 or not) as it is, IPv6 by its /64."""
+    """Return the group that clients at `host` are counted in: an IPv4 address, mapped into IPv6 or not, or an IPv6 /64."""
     address = _parse(host)
     if address is None:
-        # A peer without an address (a Unix domain socket, an ASGI server's own name for one). No address reads as this.
+        # The peer has no address: a Unix domain socket, or a name that the ASGI server made up. No address equals "unknown".
         return host if host == LOCAL else "unknown"
     if address.version == 4:
         return str(address)
@@ -75,7 +75,7 @@ def group(host: str) -> str:
 
 def _parse(host: str) -> Address | None:
     try:
-        address = ip_address(host.partition("%")[0])  # RFC 4007: a zone is of this machine only
+        address = ip_address(host.partition("%")[0])  # RFC 4007: a zone has a meaning on this machine alone
     except ValueError:
         return None
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
@@ -94,7 +94,7 @@ def _network(name: str) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(name, strict=False)
         mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-        # As in `_parse`, or it would match nobody.
+        # Clients with mapped addresses are compared as IPv4 (`_parse`), so mapped networks are IPv4 too.
         return ip_network((int(mapped), network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
     except ValueError:
         raise ValueError("takes networks like 10.0.0.0/8, addresses, or unix") from None

@@ -1,4 +1,4 @@
-"""The body of the client's request: streamed, bounded, and read only where a token names engines."""
+"""The body of the client's request: streamed, and bounded."""
 
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -9,19 +9,22 @@ from starlette.types import Message, Receive, Scope
 from ..exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError
 from ..http1.heads import MalformedHead, read_length
 
-_PIECE = 256 * 1024  # bytes of a collected body that are passed on at once
+_PIECE = 256 * 1024
+"""Bytes of a collected body that are passed on at once."""
 SHORT_BODY = 16 * 1024
-"""Bytes up to which a body is collected before a connection to its service is taken: it fits into one write, and a client that
-sends it slowly holds no connection meanwhile."""
+"""
+Longest body, in bytes, that is collected before a connection to its service is taken. It fits into one write, and a client that
+sends it slowly holds no connection.
+"""
 
 
 class RequestBody(httpx.AsyncByteStream):
     """
-    The body of the client's request: passed on piece by piece, as it comes.
+    The body of the client's request, passed on piece by piece.
 
     Args:
-        receive: of the request's ASGI call.
-        limit: bytes; one more is 413.
+        receive: `receive` of the request's ASGI call.
+        limit: largest body, in bytes; a longer one is 413.
     """
 
     __slots__ = (
@@ -48,23 +51,23 @@ class RequestBody(httpx.AsyncByteStream):
         self._kept: bytearray | None = None
         self._kept_limit = 0
         self.present = True
-        """Whether the request has a body, be it received or not."""
+        """Whether the request has a body, received or not."""
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
-        """Whether what is still to come is the upstream's, which takes it or will: from the sending to the answer's head."""
+        """True while the transport owns `receive`: from sending the request to the head of the response."""
 
     def frame(self, scope: Scope, fields: Mapping[bytes, bytes]) -> None:
         """
-        Learn from a request's head what of a body is to come; it is exhausted from the start where there is none.
+        Read the body's framing from the head. A request without a body is exhausted at once.
 
         Args:
-            scope: the request's.
-            fields: its headers by name.
+            scope: ASGI scope of the request.
+            fields: headers of the request by name.
 
         Raises:
             InvalidRequest: the Content-Length is malformed.
-            PayloadTooLarge: it is over the limit.
+            PayloadTooLarge: the Content-Length is over the limit.
         """
         length = fields.get(b"content-length")
         if length is not None:
@@ -76,16 +79,16 @@ class RequestBody(httpx.AsyncByteStream):
                 raise PayloadTooLarge
             self.exhausted = self._length == 0
         elif b"transfer-encoding" not in fields:
-            # From HTTP/2 on a body needs neither header.
+            # Since HTTP/2 a body needs neither header.
             self.exhausted = scope.get("http_version", "1.1") < "2" or scope["method"] in ("GET", "HEAD", "OPTIONS")
         self.present = not self.exhausted
 
     async def receive(self) -> Message:
         """
-        Return the next ASGI message, as `receive` would.
+        Return the next ASGI message, from the collected body or from the client.
 
         Raises:
-            PayloadTooLarge: the body has passed the limit.
+            PayloadTooLarge: the body is over the limit.
         """
         if self._buffered:
             body = bytes(self._buffered[:_PIECE])
@@ -101,19 +104,19 @@ class RequestBody(httpx.AsyncByteStream):
 
     async def whole(self) -> bytes | None:
         """
-        Return all of the body where it is short and its length is known, which can be asked for again; None for any other.
+        Return the whole body if it is short and has a Content-Length, else None. Can be called again.
 
         Raises:
-            InvalidRequest: it has not that length.
-            PayloadTooLarge: the body has passed the limit.
-            ClientDisconnected: the client went away.
+            InvalidRequest: the body is not as long as its Content-Length.
+            PayloadTooLarge: the body is over the limit.
+            ClientDisconnected: the client disconnected.
         """
         if self._whole is None and 0 < self._length <= SHORT_BODY and (self._buffered or not self.exhausted):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            self._whole = bytes(message.get("body", b""))  # the same object, where it is bytes
-            if self._buffered or not self.exhausted:  # mostly it comes in one piece
+            self._whole = bytes(message.get("body", b""))  # no copy where it is bytes
+            if self._buffered or not self.exhausted:  # rare: most bodies come in one piece
                 self._whole += b"".join([piece async for piece in self])
             if len(self._whole) != self._length:
                 raise InvalidRequest("The body is not as long as its Content-Length.")
@@ -121,15 +124,15 @@ class RequestBody(httpx.AsyncByteStream):
 
     async def collect(self, limit: int, too_large: Callable[[], RequestError]) -> bytearray:
         """
-        Return the whole body, which can still be streamed afterwards: it is this very object, and shrinks while it is.
+        Return the whole body. It can still be streamed; the returned object shrinks then.
 
         Args:
-            limit: bytes.
-            too_large: makes the error for a body that has more.
+            limit: largest body, in bytes.
+            too_large: makes the error for a longer body.
 
         Raises:
-            RequestError: what `too_large` made.
-            ClientDisconnected: the client went away.
+            RequestError: the body is over `limit`; the error is the one that `too_large` made.
+            ClientDisconnected: the client disconnected.
         """
         collected, self._buffered = self._buffered, bytearray()
         while not self.exhausted:
@@ -144,15 +147,15 @@ class RequestBody(httpx.AsyncByteStream):
 
     def keep(self, limit: int) -> None:
         """
-        Hold on to what is passed on from now, so that it can be sent again.
+        Keep the body that is passed on from now, for a retry.
 
         Args:
-            limit: bytes; a longer body is not held.
+            limit: largest body, in bytes, kept for a retry.
         """
         self._kept, self._kept_limit = bytearray(), limit
 
     def rewind(self) -> bool:
-        """Begin anew, where the body is complete and all of it was held; otherwise return False."""
+        """Go back to the start of the body. Returns False, and does nothing, unless it is complete and all of it was kept."""
         if self._whole is not None:
             self._buffered[:], self._whole = self._whole, None
             return True
@@ -162,7 +165,7 @@ class RequestBody(httpx.AsyncByteStream):
         self._kept.clear()
         return True
 
-    # Not a generator: asyncio keeps a list of those, and a request has to get along without them.
+    # Not an asynchronous generator, because asyncio registers each of those: a cost for every request.
 
     def __aiter__(self) -> Self:
         return self
@@ -172,15 +175,15 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            body = bytes(message.get("body", b""))  # the same object, where it is bytes
+            body = bytes(message.get("body", b""))  # no copy where it is bytes
             if body:
                 if self._kept is not None:
-                    self._hold(body)
+                    self._keep_piece(body)
                 return body
         raise StopAsyncIteration
 
-    def _hold(self, piece: bytes) -> None:
-        assert self._kept is not None  # noqa: S101 - asked by the caller
+    def _keep_piece(self, piece: bytes) -> None:
+        assert self._kept is not None  # noqa: S101 - the caller has checked it
         if len(self._kept) + len(piece) > self._kept_limit:
             self._kept = None
         else:

@@ -1,4 +1,4 @@
-"""A WebSocket's opening handshake, as a client sends it: a key among its subprotocols, and the page that it comes from."""
+"""The client's opening handshake of a WebSocket: the key among its subprotocols, and the page that it comes from."""
 
 import re
 from collections.abc import Sequence
@@ -6,22 +6,23 @@ from typing import NamedTuple
 
 from ..exceptions import InvalidRequest
 from ..http1.fields import RawHeaders, get
+from ..http1.grammar import TOKEN
 from ..tokens.sealer import TOKEN_PREFIX
 
 __all__ = ["Handshake", "from_allowed_page", "read_handshake"]
 
 _KEY_SUBPROTOCOL = "openai-insecure-api-key."
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+_TOKEN = re.compile(TOKEN)
 
 
 class Handshake(NamedTuple):
     """
-    What a client's opening handshake says (RFC 6455, 4.1).
+    A client's opening handshake (RFC 6455, 4.1).
 
     Attributes:
-        headers: without those of the handshake itself; a key among the subprotocols is an `authorization` here.
-        subprotocols: that are offered, in order, without keys.
-        key_among_subprotocols: whether there was one, as there is from browsers.
+        headers: headers without those of the handshake itself. A key among the subprotocols is an `authorization` here.
+        subprotocols: offered subprotocols in order, without keys.
+        key_among_subprotocols: whether there was a key, as browsers send it.
     """
 
     headers: RawHeaders
@@ -31,16 +32,16 @@ class Handshake(NamedTuple):
 
 def read_handshake(headers: RawHeaders) -> Handshake:
     """
-    Take an opening handshake apart.
+    Read an opening handshake.
 
-    A page can set no header on a WebSocket, so OpenAI's SDK sends the key as a subprotocol, `openai-insecure-api-key.<key>`.
-    A token of ours is a key in that place with or without the prefix.
+    A page can set no header on a WebSocket, so OpenAI's SDK sends the key as a subprotocol, `openai-insecure-api-key.<key>`. An
+    `aisbreaker_` token is a key there with or without the prefix.
 
     Args:
-        headers: names in lower case.
+        headers: headers of the handshake, names in lower case.
 
     Raises:
-        InvalidRequest: a subprotocol is no token (RFC 6455, 4.1, 10).
+        InvalidRequest: a subprotocol is no RFC 9110 token (RFC 6455, 4.1, 10).
     """
     kept: RawHeaders = []
     subprotocols: list[str] = []
@@ -63,13 +64,13 @@ def read_handshake(headers: RawHeaders) -> Handshake:
 
 def from_allowed_page(headers: RawHeaders, origins: Sequence[str]) -> bool:
     """
-    Return whether a handshake comes from no page, from one of this host, or from one whose origin is allowed.
+    Return whether a handshake comes from no page, from a page of this host, or from an allowed origin.
 
-    Browsers let every page open a WebSocket to everywhere, so it is on the server to look (RFC 6455, 10.2).
+    Browsers let every page open a WebSocket to any server, so the server has to check (RFC 6455, 10.2).
 
     Args:
-        headers: names in lower case.
-        origins: the allowed ones, or `*`.
+        headers: headers of the handshake, names in lower case.
+        origins: allowed origins; `*` allows all.
     """
     origin = get(headers, b"origin")
     if origin is None or "*" in origins or origin.decode("latin-1") in origins:

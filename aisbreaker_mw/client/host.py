@@ -1,4 +1,4 @@
-"""The host that a request is for, to which its tokens are bound."""
+"""The host of a request, to which its token is bound."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,12 @@ from ..http1.fields import RawHeaders, get_all, host_name
 
 class HostNames:
     """
-    The names that this server answers to.
+    The host names of this server.
 
     Args:
-        names: host names in lower case, without port. Tokens are bound to the first. Empty: any name, and tokens are bound to
-            the name that the request uses.
+        names: host names in lower case, without port. Tokens are bound to the first. If empty, the server has any name, and
+        tokens
+            are bound to the request's Host.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Responses of this server itself: JSON, and errors in the shape that the client's SDK parses."""
+"""Responses of this server itself: JSON, and errors in the form that the client's SDK parses."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -8,7 +8,7 @@ from ..exceptions import RequestError
 from ..http1.fields import RawHeaders
 
 Dialect: TypeAlias = Literal["openai", "anthropic", "google"]
-"""The family of SDKs whose error shape a response has."""
+"""The family of SDKs that parse an error response."""
 
 # https://platform.openai.com/docs/guides/error-codes
 _OPENAI_TYPES = {
@@ -57,11 +57,11 @@ _GOOGLE_STATUSES = {
 }
 
 Response: TypeAlias = tuple[int, RawHeaders, bytes]
-"""Status, headers and body of a whole answer."""
+"""Status, headers and body of a whole response."""
 
 
 def json_response(status: int, content: Any, headers: RawHeaders | None = None) -> Response:
-    """Return an answer with `content` as its JSON body."""
+    """Return a response with `content` as its JSON body."""
     body = orjson.dumps(content)
     return (
         status,
@@ -76,12 +76,12 @@ def json_response(status: int, content: Any, headers: RawHeaders | None = None) 
 
 def error_response(error: RequestError, dialect: Dialect, request_id: str) -> Response:
     """
-    Return the answer that tells an error, in the dialect of one family of SDKs.
+    Return the response for an error, in the dialect of one family of SDKs.
 
     Args:
-        error: what to tell.
-        dialect: `openai` (also for endpoints of our own), `anthropic` or `google`.
-        request_id: sent as `request-id` to Anthropic's SDKs, `x-request-id` to all others.
+        error: the error.
+        dialect: `openai` (also for this server's own endpoints), `anthropic` or `google`.
+        request_id: request identifier, sent as `request-id` to Anthropic's SDKs and as `x-request-id` to all others.
     """
     status = error.status
     id_header = b"x-request-id"

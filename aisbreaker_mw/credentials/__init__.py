@@ -1,1 +1,1 @@
-"""Credentials: where a client puts its token, and how a service's own credential takes its place."""
+"""Credentials: where a client puts its token, and how the service's credential takes its place."""

@@ -1,9 +1,9 @@
 """
-Credentials that take more than a header and more than one try.
+The authorizer: puts credentials that are more than a header into requests, and retries with the next secret.
 
-A `CredentialStrategy` puts a secret into a request. Where a token holds several secrets for the service, the request is
-sent with one after the other while the service refuses them (`rotation`), as long as nothing of an answer has reached the
-client and the body can be sent again.
+A `CredentialStrategy` puts one secret into a request. A token may hold several secrets for a service. While the service
+rejects them, the request is retried with the next one (`rotation`). That ends when a part of a response has reached the client,
+or when the body can't be sent again.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ REPLAYED_BODY_BYTES = 1 << 20
 
 class SecretInUse(NamedTuple):
     """
-    What a credential is made of. Its repr shows no secret.
+    A secret on its way into a request. Its repr shows no secret.
 
     Attributes:
         secret: the token's secret for the service.
-        style: how the service wants its credential.
+        style: the service's credential style.
         token: the presented token.
-        jti: identifier of the token.
+        jti: the token's identifier.
     """
 
     secret: ServiceSecret
@@ -57,33 +57,34 @@ class CredentialStrategy(Protocol):
         Return the request with the credential in place.
 
         Args:
-            request: without one.
-            body: may be collected; it is then sent from memory.
-            secret: not empty.
+            request: the request without a credential.
+            body: its body. A strategy may collect it; it is then sent from memory.
+            secret: the secret; not empty.
 
         Raises:
-            UpstreamCredentialRejected: the secret is good for nothing.
-            RequestError: the credential can't be made now.
+            UpstreamCredentialRejected: the secret can't be used at all.
+            RequestError: no credential can be made at the moment.
         """
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
         """
-        Tell whether the service's answer says that it does not accept the credential.
+        Return whether the service's response rejects the credential.
 
         Args:
-            secret: that it was made from.
-            status: of the answer.
-            headers: of the answer, names in lower case.
+            secret: secret that the credential was made from.
+            status: status of the response.
+            headers: headers of the response, names in lower case.
         """
 
 
 class HeaderStrategy:
-    """A credential that is a header, or a parameter of the query."""
+    """Sends the secret as a header, or as a query parameter."""
 
     def __init__(self, style: CredentialStyle) -> None:
         self._style = style
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         target = request.target
         if self._style.query is not None:
             path, _, query = target.partition(b"?")
@@ -91,6 +92,7 @@ class HeaderStrategy:
         return replace(request, target=target, headers=[*request.headers, *self._style.headers_for(secret)])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         return status == 401
 
 
@@ -99,9 +101,9 @@ class Authorizer:
     Puts credentials into requests.
 
     Args:
-        transport: returns what carries a strategy's own requests at the moment.
+        transport: returns the current transport, for requests of the strategies' own.
         clock: returns seconds since the epoch.
-        max_signed_bytes: of a body that has to be signed.
+        max_signed_bytes: largest body, in bytes, that is signed.
     """
 
     def __init__(
@@ -115,15 +117,15 @@ class Authorizer:
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, using: SecretInUse) -> UpstreamRequest:
         """
-        Return the request with a credential, and with the other ways to send it where that one is refused.
+        Return the request with a credential, and with its further attempts for the case that the service rejects it.
 
         Args:
             request: the request without a credential.
-            body: its body; a part of it is kept for a retry where there are several secrets.
-            using: what the credential is made of.
+            body: its body; kept for a retry where there are several secrets.
+            using: secret, and the style of the credential.
 
         Raises:
-            RequestError: no credential can be made of any of the secrets.
+            RequestError: no credential can be made from any of the secrets.
         """
         secret = using.secret
         values = secret.values() if secret.others else [reveal(secret, using.token)]
@@ -139,7 +141,7 @@ class Authorizer:
         return first
 
     def secret_in_turn(self, secret: ServiceSecret, *, token: str, jti: str) -> str:
-        """Return one credential in clear, for a request that is not sent from here."""
+        """Return the next secret in clear, for a request that this package does not send itself."""
         if not secret.others:
             return reveal(secret, token)
         values = secret.values()
@@ -168,7 +170,7 @@ class Authorizer:
 
 
 class _Attempts:
-    """One request, and the secrets with which it can be sent (`proxy.Attempts`)."""
+    """The attempts to send one request, each with another secret (`upstream.request.Attempts`)."""
 
     def __init__(
         self, request: UpstreamRequest, body: RequestBody, strategy: CredentialStrategy, values: list[str], turn: Turn
@@ -183,7 +185,7 @@ class _Attempts:
     def rejects(self, status: int, headers: RawHeaders) -> bool:
         rejected = self._strategy.rejects(self._current, status, headers)
         if rejected or status == 429:
-            self._turn.rest(401 if rejected else status, headers)
+            self._turn.pause(401 if rejected else status, headers)
         return rejected
 
     async def another(self) -> UpstreamRequest | None:
@@ -192,7 +194,7 @@ class _Attempts:
             try:
                 request = await self._strategy.authorize(self._request, self._body, self._current)
             except UpstreamCredentialRejected:
-                self._turn.rest(401, [])
+                self._turn.pause(401, [])
             else:
                 return replace(request, attempts=self)
         return None

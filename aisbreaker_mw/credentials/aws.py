@@ -1,9 +1,10 @@
 """
-Credentials of AWS, as Bedrock takes them.
+AWS credentials for Bedrock.
 
-A secret is `aws_access_key_id:secret_access_key`, with `:session_token` behind it where the key is a temporary one, and signs
-the request (Signature Version 4, https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html).
-Anything without a colon is a Bedrock API key, which is sent as a Bearer token.
+A secret with a colon is `aws_access_key_id:secret_access_key`, or `aws_access_key_id:secret_access_key:session_token` for a
+temporary key. It signs the request (Signature Version 4,
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html). A secret without a colon is a
+Bedrock API key, which is sent as a Bearer token.
 """
 
 import asyncio
@@ -23,12 +24,14 @@ __all__ = ["SignatureStrategy"]
 _logger = logging.getLogger("aisbreaker_mw")
 
 _TOO_LARGE = "The request body is too large to be signed, as this service wants it."
-_IN_THREAD = 256 * 1024  # bytes of a body, from which on it is hashed in a thread
-# What is signed is what nobody on the way has a reason to change, and what AWS's own SDKs sign.
+_IN_THREAD = 256 * 1024
+"""Bytes. A longer body is hashed in a thread."""
+# AWS's own SDKs sign these headers, and no proxy on the way has a reason to change them.
 _SIGNED = (b"host", b"content-type")
 _OURS = frozenset({b"authorization", b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256"})
-# https://docs.aws.amazon.com/bedrock/latest/APIReference/CommonErrors.html. AWS tells a bad credential with 403, as it does
-# what a good one may not do; the text for a bad signature quotes what was to be signed, a session token included.
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/CommonErrors.html. AWS sends 403 both for a bad credential and for a
+# good one without the permission, so the type decides. The message is not read: for a bad signature it quotes the signed text,
+# with the session token.
 _REJECTED = frozenset(
     {
         b"ExpiredTokenException",
@@ -49,13 +52,13 @@ class SignatureStrategy:
     """
     Signs requests with AWS's Signature Version 4.
 
-    The body is collected for that, because the signature covers its hash; path and query are signed as they are sent.
+    The signature covers a hash of the body, so the body is collected first. Path and query are signed as they are sent.
 
     Args:
-        region: such as `us-east-1`.
-        service: the signing name, such as `bedrock`.
+        region: AWS region, such as `us-east-1`.
+        service: signing name of the service, such as `bedrock`.
         clock: returns seconds since the epoch.
-        max_body_bytes: of a body; a longer one is 413.
+        max_body_bytes: largest body, in bytes; a longer one is 413.
     """
 
     def __init__(self, *, region: str, service: str, clock: Callable[[], float], max_body_bytes: int) -> None:
@@ -63,15 +66,16 @@ class SignatureStrategy:
         self._service = service
         self._clock = clock
         self._max_body_bytes = max_body_bytes
-        self._imported = False  # botocore, which takes a while
+        self._imported = False  # importing botocore takes a while, so the first signature is made in a thread
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = [header for header in request.headers if header[0] not in _OURS]
         if ":" not in secret:
             return replace(request, headers=[*headers, (b"authorization", b"Bearer " + secret.encode("ascii"))])
         data = await body.collect(self._max_body_bytes, lambda: PayloadTooLarge(_TOO_LARGE))
         if get(headers, b"transfer-encoding") is not None:
-            # Its length is known now, and AWS does without chunks.
+            # AWS takes no chunks, and the length is known now.
             headers = [header for header in headers if header[0] != b"transfer-encoding"]
             headers.append((b"content-length", b"%d" % len(data)))
         request = replace(request, headers=headers)
@@ -83,6 +87,7 @@ class SignatureStrategy:
         return replace(request, headers=[*headers, *signature])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         if status in (400, 403):
             kind = get(headers, b"x-amzn-errortype") or b""
             return kind.partition(b":")[0].rpartition(b"#")[2] in _REJECTED
@@ -90,7 +95,9 @@ class SignatureStrategy:
 
     def _sign(self, request: UpstreamRequest, data: bytearray, secret: str) -> RawHeaders:
         """
-        Return the headers that sign a request. Not botocore's `add_auth`: that has a clock of its own, and logs what it signs.
+        Return the headers that sign a request.
+
+        botocore's `add_auth` is not used: it has its own clock, and it logs the text that it signs.
 
         Raises:
             CredentialUnsupported: botocore is not installed.
@@ -109,7 +116,7 @@ class SignatureStrategy:
         added = [(b"x-amz-date", now.encode("ascii"))]
         if session_token:
             added.append((b"x-amz-security-token", session_token.encode("ascii")))
-        # Of the URL only path and query count: the host is signed as the header that is sent.
+        # Only the path and query of this URL count. The host is signed from the Host header.
         wanted = AWSRequest(request.method, "https://host" + request.target.decode("ascii"))
         wanted.context["timestamp"] = now
         for name, value in [*request.headers, *added]:

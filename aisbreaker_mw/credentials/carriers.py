@@ -1,4 +1,4 @@
-"""The caller's token: found wherever an SDK puts its API key, and replaced by the service's credential."""
+"""Carriers: the places where an SDK puts its API key. The token is found there, and replaced by the service's credential."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
@@ -15,11 +15,17 @@ _PREFIX = TOKEN_PREFIX.encode("ascii")
 KEY_HEADERS = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Headers whose whole value is an API key."""
 CARRIERS = KEY_HEADERS | {b"authorization"}
-"""Every header that may carry the caller's credential; `?key=` is the one carrier that is no header."""
+"""Headers that may carry the client's credential. The query parameter `key` is the only other carrier."""
 
 
 class PresentedCredential(NamedTuple):
-    """What the caller sent: a token of ours, or somebody's own key (`foreign`), or neither."""
+    """
+    The client's credential.
+
+    Attributes:
+        token: an `aisbreaker_` token, or None.
+        foreign: whether there is a credential that is no such token.
+    """
 
     token: str | None
     foreign: bool
@@ -34,11 +40,11 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> PresentedCrede
 
     Args:
         headers: names in lower case.
-        query: the raw query string.
+        query: raw query string.
 
     Raises:
-        InvalidRequest: two different tokens; or an Authorization header that is a bare token, or Bearer with no or several
-            values (RFC 6750, 2.1).
+        InvalidRequest: there are two different tokens, or the Authorization header is a token without Bearer, or Bearer without
+            exactly one value (RFC 6750, 2.1).
     """
     tokens: set[bytes] = set()
     foreign = False
@@ -49,7 +55,7 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> PresentedCrede
         if credential is not None and credential.startswith(_PREFIX):
             tokens.add(credential)
         elif _PREFIX in value:
-            # Somebody's token in a wrong place must not travel on as a foreign credential.
+            # A token in the wrong place must not be forwarded as a foreign credential.
             raise InvalidRequest("The token must be the whole API key, behind nothing but Bearer.")
         elif credential != b"":
             foreign = True
@@ -66,10 +72,12 @@ def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> PresentedCrede
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """
-    Return the token of ours in `Authorization: Bearer`, or None: the one carrier that is looked at on other apps' paths.
+    Return the `aisbreaker_` token in `Authorization: Bearer`, or None.
+
+    It is the only carrier on the wrapped app's own paths.
 
     Raises:
-        InvalidRequest: two different tokens.
+        InvalidRequest: there are two different tokens.
     """
     found: bytes | None = None
     for name, value in headers:
@@ -86,7 +94,7 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def _bearer(value: bytes) -> bytes | None:
-    """Return the Bearer token in an Authorization header; None where the scheme is another."""
+    """Return the Bearer token in an Authorization header, or None for another scheme."""
     parts = value.split()
     if not parts:
         return b""
@@ -106,12 +114,12 @@ def query_keys(query: bytes) -> list[str]:
 
 def replace_query_keys(query: bytes, style: CredentialStyle, credential: str) -> bytes:
     """
-    Return a raw query string without its `key` parameters, and with the credential where the service wants it there.
+    Return a raw query string without its `key` parameters, and with the credential if the service wants it there.
 
     Args:
-        query: as received; what stays, stays byte for byte.
-        style: the service's.
-        credential: empty: none is sent.
+        query: query string as received; the other parameters stay byte for byte.
+        style: the service's credential style.
+        credential: the credential; empty for none.
     """
     wanted = style.query
     if wanted is None:
@@ -136,16 +144,16 @@ async def choose(
     secrets: Iterable[ServiceSecret], route: RouteMatch, read_engine: Callable[[], Awaitable[str]]
 ) -> tuple[ServiceSecret, str]:
     """
-    Return the first secret that covers a request, and the request's serviceId as far as it had to be known.
+    Return the first secret that covers a request, and the request's serviceId, with the engine if that had to be read.
 
     Args:
-        secrets: in the order in which they are tried.
+        secrets: secrets in the order in which they are tried.
         route: what the request does.
-        read_engine: returns the engine, "" where the request names none; awaited once at most, and only when a secret's
-            pattern names engines.
+        read_engine: returns the engine, or "" if the request names none. Awaited at most once, and only when a secret's pattern
+            names engines.
 
     Raises:
-        ServiceNotAllowed: none does; names the serviceId.
+        ServiceNotAllowed: no secret covers the request. The message names the serviceId.
     """
     service_id = route.service_id_with(route.engine)
     engine_known = route.engine_source is None or bool(route.engine)
@@ -166,7 +174,7 @@ def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecr
     Return the first secret that covers a serviceId.
 
     Raises:
-        ServiceNotAllowed: none does; names the serviceId.
+        ServiceNotAllowed: no secret covers it. The message names the serviceId.
     """
     for secret in secrets:
         if matches(secret.service_id, service_id):
@@ -175,13 +183,13 @@ def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecr
 
 
 def reveal(secret: ServiceSecret, token: str) -> str:
-    """Return the credential that `secret` stands for, its first where it has several; empty: none is to be sent."""
+    """Return the credential of a secret, the first where it has several; empty where none is sent."""
     value = secret.auth_secret.get_secret_value()
     return token if value == PRESENTED_TOKEN else value
 
 
 def replace_authorization(headers: RawHeaders, credential: str) -> RawHeaders:
-    """Return a copy of `headers` with `Authorization: Bearer credential` alone, or none where `credential` is empty."""
+    """Return a copy of `headers` whose only Authorization is `Bearer credential`; it has none if `credential` is empty."""
     replaced = [header for header in headers if header[0] != b"authorization"]
     if credential:
         replaced.append((b"authorization", b"Bearer " + credential.encode("ascii")))

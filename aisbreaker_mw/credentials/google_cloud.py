@@ -1,8 +1,9 @@
 """
-Credentials of Google Cloud, as Vertex AI takes them.
+Google Cloud credentials for Vertex AI.
 
-A secret is an access token (`ya29...`), which is sent as it is, or `googlecloud-account-json-base64_` and the base64 of a
-service account's or a user's JSON file, for which Google's token endpoint gives access tokens that live for an hour:
+A secret is an access token (`ya29...`), which is sent as it is, or an account. An account is written as
+`googlecloud-account-json-base64_` and the base64 of a service account's or a user's JSON file. It is exchanged at Google's
+token endpoint for access tokens that live for an hour:
 
     service account   RFC 7523, 2.1: a JWT signed with its key     https://developers.google.com/identity/protocols/oauth2/service-account
     user              RFC 6749, 6: the refresh token               https://developers.google.com/identity/protocols/oauth2/web-server
@@ -13,7 +14,6 @@ import base64
 import json
 import logging
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ import httpx
 from ..client.body import RequestBody
 from ..exceptions import CredentialUnsupported, UpstreamCredentialRejected, UpstreamError
 from ..http1.fields import RawHeaders
+from ..memo import Memo
 from ..upstream.errors import upstream_failure
 from ..upstream.request import UpstreamRequest
 
@@ -37,12 +38,16 @@ SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _logger = logging.getLogger("aisbreaker_mw")
 
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-_LIFETIME = 3600  # seconds of an assertion, as many as Google takes
-_EARLY = 225.0  # seconds before its end that an access token is renewed, as google-auth does it
-_LONGEST = 12 * 3600.0  # seconds that one is believed to live
-_TIMEOUT = 10.0  # seconds for each step of an exchange
-_MAX_ANSWER_BYTES = 64 * 1024
-_ACCESS_TOKEN = re.compile(r"[!-~]{1,8192}")  # what fits into a header, and is told from nothing else
+_LIFETIME = 3600
+"""Lifetime of an assertion in seconds, the longest that Google takes. Also that of an access token that states none."""
+_EARLY = 225.0
+"""Seconds before its end at which an access token is renewed, as in google-auth."""
+_LONGEST = 12 * 3600.0
+"""Longest believed lifetime of an access token, in seconds."""
+_TIMEOUT = 10.0
+"""Seconds for each step of an exchange."""
+_MAX_RESPONSE_BYTES = 64 * 1024
+_ACCESS_TOKEN = re.compile(r"[!-~]{1,8192}")  # fits into a header
 _PROJECT = re.compile(r"[A-Za-z0-9:._-]{1,256}")
 
 
@@ -53,16 +58,16 @@ class _Access(NamedTuple):
 
 class GoogleCloudStrategy:
     """
-    Makes Bearer credentials of Google accounts.
+    Sends Bearer access tokens of Google accounts.
 
-    Access tokens are cached until shortly before they expire. However many requests wait for one, one exchange is made.
+    Access tokens are remembered until shortly before they expire. Requests that wait for the same one share one exchange.
 
     Args:
-        transport: returns what carries requests at the moment.
-        token_url: the token endpoint, the only one that is ever asked. An account's JSON that names another is refused: it came
-            with a token, and so from anybody.
+        transport: returns the current transport.
+        token_url: the only token endpoint that is ever asked. An account that names another is rejected, because anybody can
+            mint a token with such an account.
         clock: returns seconds since the epoch.
-        max_entries: access tokens in the cache; the least recently used goes first.
+        max_entries: most access tokens remembered.
     """
 
     def __init__(
@@ -76,29 +81,29 @@ class GoogleCloudStrategy:
         self._transport = transport
         self._token_url = token_url
         self._clock = clock
-        self._max_entries = max_entries
-        self._cache: OrderedDict[bytes, _Access] = OrderedDict()
+        self._accesses: Memo[bytes, _Access] = Memo(max_entries)
         self._exchanges: dict[bytes, asyncio.Task[_Access]] = {}
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
+        """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = (await self._access(secret)).headers if secret.startswith(ACCOUNT_PREFIX) else _bearer(secret)
         return replace(request, headers=[*request.headers, *headers])
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
+        """Return whether the response rejects the credential; see `CredentialStrategy`."""
         if status == 401:
-            self._cache.pop(_key(secret), None)
+            self._accesses.forget(_key(secret))
         return status == 401
 
     async def _access(self, secret: str) -> _Access:
         key = _key(secret)
-        access = self._cache.get(key)
+        access = self._accesses[key]
         if access is not None and self._clock() < access.renew_at:
-            self._cache.move_to_end(key)
             return access
         exchange = self._exchanges.get(key)
         loop = asyncio.get_running_loop()
         if exchange is None or exchange.get_loop() is not loop:
-            # A task of its own: the request that began the exchange may go away while others wait for it.
+            # The exchange is a task, so that it goes on for others when the request that began it is cancelled.
             exchange = self._exchanges[key] = loop.create_task(self._exchange(key, secret))
             exchange.add_done_callback(partial(self._exchanged, key))
         return await asyncio.shield(exchange)
@@ -107,7 +112,7 @@ class GoogleCloudStrategy:
         if self._exchanges.get(key) is exchange:
             del self._exchanges[key]
         if not exchange.cancelled():
-            exchange.exception()  # has been seen, even where nobody waits any more
+            exchange.exception()  # marks the error as seen, in case nobody waits any more
 
     async def _exchange(self, key: bytes, secret: str) -> _Access:
         account = _read_account(secret, self._token_url)
@@ -116,21 +121,18 @@ class GoogleCloudStrategy:
             form = await asyncio.to_thread(_assertion_grant, account, self._token_url, int(now))
         else:
             form = {"grant_type": "refresh_token", **{name: account[name] for name in _USER_FIELDS}}
-        status, answer = await self._post(urlencode(form).encode("ascii"))
+        status, body = await self._post(urlencode(form).encode("ascii"))
         if status in (400, 401, 403):
             raise UpstreamCredentialRejected
         if status != 200:
             raise UpstreamError
-        token, expires_in = _read_answer(answer)
+        token, expires_in = _read_token_response(body)
         headers = _bearer(token)
         project = account.get("quota_project_id")
         if isinstance(project, str) and _PROJECT.fullmatch(project):
             headers.append((b"x-goog-user-project", project.encode("ascii")))
         access = _Access(headers, now + expires_in - min(_EARLY, expires_in / 2))
-        self._cache[key] = access
-        self._cache.move_to_end(key)
-        if len(self._cache) > self._max_entries:
-            self._cache.popitem(last=False)
+        self._accesses.remember(key, access)
         return access
 
     async def _post(self, form: bytes) -> tuple[int, bytes]:
@@ -146,18 +148,18 @@ class GoogleCloudStrategy:
             async with asyncio.timeout(3 * _TIMEOUT):
                 response = await self._transport().handle_async_request(request)
                 stream = response.stream
-                assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - what httpx.AsyncBaseTransport promises
-                answer = b""
+                assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - httpx.AsyncBaseTransport promises it
+                body = b""
                 try:
                     async for piece in stream:
-                        answer += piece
-                        if len(answer) > _MAX_ANSWER_BYTES:
+                        body += piece
+                        if len(body) > _MAX_RESPONSE_BYTES:
                             raise UpstreamError
                 finally:
                     await stream.aclose()
         except (httpx.TransportError, OSError) as error:  # asyncio's TimeoutError is an OSError
             raise upstream_failure(error) from error
-        return response.status_code, answer
+        return response.status_code, body
 
 
 _USER_FIELDS = ("client_id", "client_secret", "refresh_token")
@@ -174,10 +176,10 @@ def _bearer(token: str) -> RawHeaders:
 
 def _read_account(secret: str, token_url: str) -> dict[str, Any]:
     """
-    Return the JSON in a secret.
+    Return the account in a secret.
 
     Raises:
-        UpstreamCredentialRejected: it is no account that Google could accept, or one with another token endpoint.
+        UpstreamCredentialRejected: it is no account that Google could accept, or it names another token endpoint.
     """
     text = secret[len(ACCOUNT_PREFIX) :].rstrip("=")
     try:
@@ -197,11 +199,11 @@ def _read_account(secret: str, token_url: str) -> dict[str, Any]:
 
 def _assertion_grant(account: dict[str, Any], token_url: str, now: int) -> dict[str, str]:
     """
-    Return the form that has a service account's access token made (RFC 7523, 2.1 and 3). Takes milliseconds of computing.
+    Return the form that requests a service account's access token (RFC 7523, 2.1 and 3). Signing it takes milliseconds.
 
     Raises:
         CredentialUnsupported: google-auth is not installed.
-        UpstreamCredentialRejected: the key is none.
+        UpstreamCredentialRejected: the account's private key is invalid.
     """
     try:
         from google.auth import crypt, jwt
@@ -218,20 +220,20 @@ def _assertion_grant(account: dict[str, Any], token_url: str, now: int) -> dict[
             "exp": now + _LIFETIME,
         }
         assertion = jwt.encode(signer, claims)
-    except Exception:  # of the libraries' own, whose texts may quote the key
+    except Exception:  # the libraries raise many kinds, and their texts may quote the key
         raise UpstreamCredentialRejected from None
     return {"grant_type": _JWT_BEARER, "assertion": assertion.decode("ascii")}
 
 
-def _read_answer(answer: bytes) -> tuple[str, float]:
+def _read_token_response(body: bytes) -> tuple[str, float]:
     """
-    Return the access token, and the seconds for which it is good (RFC 6749, 5.1).
+    Return the access token in a token response, and its lifetime in seconds (RFC 6749, 5.1).
 
     Raises:
-        UpstreamError: it is no such answer.
+        UpstreamError: it is no token response.
     """
     try:
-        fields = json.loads(answer)
+        fields = json.loads(body)
         token, expires_in = fields["access_token"], float(fields.get("expires_in", _LIFETIME))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UpstreamError from None

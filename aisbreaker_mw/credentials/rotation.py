@@ -1,68 +1,64 @@
-"""Several secrets for one service: used in turn, and one that the service refuses rests."""
+"""Rotation: several secrets for one service take turns, and one that the service rejects is paused."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from ..http1.fields import RawHeaders, get
+from ..memo import Memo
 
-LONGEST_REST = 3600.0
-"""Seconds that a secret rests at most, whatever the service says."""
-REST_AFTER_429 = 10.0
-"""Seconds, where the service doesn't say after how many to try again."""
-REST_AFTER_401 = 300.0
-"""Seconds. A rejected secret may be good again: some services take a while until all of their servers know a new one."""
+LONGEST_PAUSE = 3600.0
+"""Longest pause of a secret in seconds, whatever the service says."""
+PAUSE_AFTER_429 = 10.0
+"""Seconds, unless the service says when to retry."""
+PAUSE_AFTER_401 = 300.0
+"""Seconds. A rejected secret may work later: some services need a while until all of their servers know a new one."""
 
 
 class Rotation:
     """
-    Remembers whose turn it is, for each token and serviceId pattern, in this process.
+    Remembers the next secret, for each token and serviceId pattern, in this process.
 
     Args:
         clock: returns seconds since the epoch.
-        max_entries: tokens and patterns that are remembered; the least recently used goes first.
+        max_entries: most pairs of token and pattern remembered.
     """
 
     def __init__(self, clock: Callable[[], float], *, max_entries: int = 10_000) -> None:
         self._clock = clock
-        self._max_entries = max_entries
-        self._states: OrderedDict[tuple[str, str], _State] = OrderedDict()
+        self._states: Memo[tuple[str, str], _State] = Memo(max_entries)
 
     def begin(self, jti: str, pattern: str, count: int) -> "Turn":
         """
         Return the turn of one request.
 
         Args:
-            jti: the token's.
-            pattern: of serviceIds, whose secrets these are.
-            count: of secrets.
+            jti: the token's identifier.
+            pattern: serviceId pattern that the secrets belong to.
+            count: number of secrets.
         """
         if count == 1:
             return Turn(_State(1), self._clock)
         key = (jti, pattern)
-        state = self._states.get(key)
+        state = self._states[key]
         if state is None:
-            state = self._states[key] = _State(count)
-            if len(self._states) > self._max_entries:
-                self._states.popitem(last=False)
-        else:
-            self._states.move_to_end(key)
+            state = _State(count)
+            self._states.remember(key, state)
         return Turn(state, self._clock)
 
 
 class _State:
-    """Of which secret it is the turn, and until when each one rests. Secrets are told by their index alone."""
+    """The next secret, and until when each is paused. Secrets are indexes here."""
 
-    __slots__ = ("next", "resting_until")
+    __slots__ = ("next", "paused_until")
 
     def __init__(self, count: int) -> None:
         self.next = 0
-        self.resting_until = [0.0] * count
+        self.paused_until = [0.0] * count
 
 
 class Turn:
-    """The secrets that one request tries, one after the other, as indexes."""
+    """The secrets, as indexes, that one request tries one after the other."""
 
     __slots__ = ("_clock", "_current", "_state", "_tried")
 
@@ -74,49 +70,50 @@ class Turn:
 
     def take(self) -> int | None:
         """
-        Return the next secret that neither rests nor was tried by this request; None when there is none.
+        Return the next secret that is neither paused nor tried by this request, or None.
 
-        The first call always returns one: when all rest, the one that has rested soonest. The service's own answer tells the
-        client more than one of ours could.
+        The first call always returns a secret. When all are paused, it is the one whose pause ends first: the service's own
+        response tells the client more than ours could.
         """
         state, now = self._state, self._clock()
-        count = len(state.resting_until)
+        count = len(state.paused_until)
         index: int
         for index in (*range(state.next, count), *range(state.next)):
-            if index not in self._tried and state.resting_until[index] <= now:
+            if index not in self._tried and state.paused_until[index] <= now:
                 break
         else:
             if self._tried:
                 return None
-            index = state.resting_until.index(min(state.resting_until))
+            index = state.paused_until.index(min(state.paused_until))
         state.next = (index + 1) % count
         self._tried.add(index)
         self._current = index
         return index
 
-    def rest(self, status: int, headers: RawHeaders) -> None:
+    def pause(self, status: int, headers: RawHeaders) -> None:
         """
-        Let the secret that was taken last rest.
+        Pause the secret that was taken last.
 
         Args:
-            status: 401 or 429, of the service's answer.
-            headers: of that answer, names in lower case.
+            status: status of the service's response, 401 or 429.
+            headers: headers of that response, names in lower case.
         """
         now = self._clock()
         seconds = retry_after(headers, now)
         if seconds is None:
-            seconds = REST_AFTER_429 if status == 429 else REST_AFTER_401
-        self._state.resting_until[self._current] = now + min(seconds, LONGEST_REST)
+            seconds = PAUSE_AFTER_429 if status == 429 else PAUSE_AFTER_401
+        self._state.paused_until[self._current] = now + min(seconds, LONGEST_PAUSE)
 
 
 def retry_after(headers: RawHeaders, now: float) -> float | None:
     """
-    Return the seconds after which a service wants to be asked again, or None where it doesn't say.
+    Return the seconds until a service wants to be asked again, or None if it doesn't say.
+
+    `retry-after-ms` (OpenAI, Azure) goes before `retry-after` (RFC 9110, 10.2.3), which holds seconds or a date.
 
     Args:
-        headers: of its answer, names in lower case: `retry-after-ms` (OpenAI, Azure), else `retry-after` (RFC 9110, 10.2.3),
-            in seconds or as a date.
-        now: seconds since the epoch.
+        headers: headers of the service's response, names in lower case.
+        now: current time, seconds since the epoch.
     """
     milliseconds = get(headers, b"retry-after-ms")
     if milliseconds is not None and (seconds := _number(milliseconds)) is not None:

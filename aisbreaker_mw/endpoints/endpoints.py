@@ -1,4 +1,4 @@
-"""The server's own endpoints: which path is which, and ping, version and health."""
+"""The server's own endpoints by path; ping, version and health themselves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _HEALTH = b"/api/v1/health"
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """
-    Answers the requests to this server's own endpoints.
+    Serves the requests to this server's own endpoints.
 
     Args:
         token: mints tokens.
-        clients: tells who asks.
-        hosts: tells the host that tokens are bound to.
+        clients: finds the client's address.
+        hosts: finds the host that tokens are bound to.
         plan: names the buckets that a token request is counted in.
-        gate: counts it.
+        gate: counts token requests.
         storage_state: returns the state of the quota storage (`QuotaLimiter.health`).
     """
 
@@ -47,18 +47,18 @@ class Endpoints:
 
     @staticmethod
     def has(path: bytes) -> bool:
-        """Return whether a path is one of ours: below `/api/v1/oauth/`, where it may be 404, or an endpoint's."""
+        """Return whether a path is ours: an endpoint, or anything below `/api/v1/oauth/`, where the rest is 404."""
         return path.startswith(b"/api/v1/oauth/") or path in (_PING, _VERSION, _HEALTH)
 
     async def __call__(self, path: bytes, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         """
-        Answer a request.
+        Serve a request.
 
         Args:
             path: raw path below the mount point.
             scope: ASGI scope of the request.
             receive: ASGI callable.
-            exchange: takes the response.
+            exchange: exchange that sends the response.
 
         Raises:
             RequestError: the request is refused.
@@ -93,7 +93,7 @@ def health(quota_storage: str) -> Response:
     Return the response of `GET /api/v1/health`: 200 while the process can serve.
 
     Args:
-        quota_storage: state of the quota storage (`QuotaLimiter.health`), for the operator.
+        quota_storage: state of the quota storage (`QuotaLimiter.health`), shown to the operator.
     """
     content = {"status": "ok", "quota_storage": quota_storage}
     return json_response(200, content, [(b"cache-control", b"no-store")])
@@ -101,10 +101,10 @@ def health(quota_storage: str) -> Response:
 
 def require_method(scope: Scope, *allowed: str) -> None:
     """
-    Refuse a request with another method than these.
+    Refuse a request whose method is not allowed.
 
     Raises:
-        MethodNotAllowed
+        MethodNotAllowed: with the allowed methods.
     """
     if scope["method"] not in allowed:
         raise MethodNotAllowed(*allowed)

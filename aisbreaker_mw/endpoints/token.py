@@ -1,4 +1,4 @@
-"""`POST /api/v1/oauth/token`: seals what a request names into a token."""
+"""`POST /api/v1/oauth/token`: seals the secrets and quotas of a token request into a token."""
 
 import hmac
 from collections.abc import Callable
@@ -22,11 +22,11 @@ MAX_TOKEN_REQUEST_BYTES = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class MintingPolicy:
     """
-    Who may have tokens made, and for how long.
+    Who may mint tokens, and for how long they live.
 
     Args:
-        mode: `open`, `secret` (the request's clientSecret must be `secret`) or `off`.
-        secret: the secret of mode `secret`.
+        mode: `open`, `secret` (the request's clientSecret must equal `secret`) or `off`.
+        secret: secret of mode `secret`.
         default_lifetime: lifetime where a request names none, in seconds.
         max_lifetime: longest lifetime, in seconds.
     """
@@ -39,11 +39,11 @@ class MintingPolicy:
 
 class TokenEndpoint:
     """
-    Mints tokens, and keeps nothing.
+    Mints tokens. It keeps nothing of them.
 
     Args:
         sealer: seals the claims.
-        policy: who may have tokens made.
+        policy: who may mint tokens, and for how long they live.
         clock: returns seconds since the epoch.
     """
 
@@ -57,9 +57,9 @@ class TokenEndpoint:
         Return the response to a token request.
 
         Args:
-            headers: of the request, names in lower case.
-            body: its body.
-            host: the name that the token will be bound to.
+            headers: headers of the request, names in lower case.
+            body: body of the request.
+            host: host name that the token will be bound to.
 
         Raises:
             RequestError: the request is refused.
@@ -84,8 +84,8 @@ class TokenEndpoint:
         if self._policy.mode != "secret":
             return
         expected = self._policy.secret.get_secret_value() if self._policy.secret else ""
-        given = request.client_secret.get_secret_value() if request.client_secret else ""
-        pair = [text.encode("utf-8", "surrogatepass") for text in (expected, given)]
+        presented = request.client_secret.get_secret_value() if request.client_secret else ""
+        pair = [text.encode("utf-8", "surrogatepass") for text in (expected, presented)]
         if not expected or not hmac.compare_digest(*pair):
             raise InvalidClient
 

@@ -1,4 +1,4 @@
-"""Reading a token request: the contract's JSON body, checked field by field."""
+"""Reading a token request: the JSON body of the contract, checked field by field."""
 
 import re
 from collections.abc import Sequence
@@ -17,18 +17,22 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from ..durations import parse_span
+from ..durations import format_span, parse_span
 from ..exceptions import InvalidRequest
-from ..services.engines import strict_json
 from ..services.patterns import validate_pattern
+from ..services.strict_json import strict_json
 from ..tokens.claims import MAX_LIMIT, PRESENTED_TOKEN, RequestQuotas, ServiceSecret, TokenClaims
 from ..tokens.sealer import new_jti
 
-MAX_SECRETS = 64
+__all__ = ["MAX_SECRETS_IN_TURN", "TokenRequest", "parse_token_request"]
+
 MAX_SECRETS_IN_TURN = 16
-MAX_DEPTH = 16
+"""Most credentials of one `authSecret`."""
+_MAX_SECRETS = 64
+_MAX_DEPTH = 16
 _CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
-# As a person writes one: the longest that is known has 22 characters, and keys have digits, dashes or more characters.
+# A field name, as distinct from a secret: the longest known field has 22 characters, and keys have digits, dashes or more
+# characters.
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z_]{0,29}", re.ASCII)
 
 
@@ -45,7 +49,7 @@ def _credential(secret: SecretStr) -> SecretStr:
 
 
 def _in_turn(secret: SecretStr) -> SecretStr:
-    # Among others, nothing and the presented token would be what the one request has and the next has not.
+    # Used in turn, they would give a credential to one request and none, or the presented token, to the next.
     if secret.get_secret_value() in ("", PRESENTED_TOKEN):
         raise ValueError(f"must be a credential: in a list neither an empty string nor {PRESENTED_TOKEN} is one")
     return secret
@@ -61,9 +65,9 @@ def _not_null(value: Any) -> Any:
     return value
 
 
-Credential = Annotated[SecretStr, AfterValidator(_credential)]
-Credentials = Annotated[
-    list[Annotated[Credential, AfterValidator(_in_turn)]], Field(min_length=1, max_length=MAX_SECRETS_IN_TURN)
+_Credential = Annotated[SecretStr, AfterValidator(_credential)]
+_Credentials = Annotated[
+    list[Annotated[_Credential, AfterValidator(_in_turn)]], Field(min_length=1, max_length=MAX_SECRETS_IN_TURN)
 ]
 
 
@@ -71,43 +75,47 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True)
 
 
-class ServiceSecretRequest(_Model):
+class _ServiceSecret(_Model):
+    """An entry of `serviceSecrets`."""
+
     service_id: Annotated[str, AfterValidator(_pattern)]
     auth_secret: Annotated[
-        Annotated[Credential, Tag("one")] | Annotated[Credentials, Tag("several")], Discriminator(_one_or_several)
+        Annotated[_Credential, Tag("one")] | Annotated[_Credentials, Tag("several")], Discriminator(_one_or_several)
     ]
 
     def service_secret(self) -> ServiceSecret:
-        """Return what is sealed; a list of one is that one."""
+        """Return the secret as it is sealed. A list of one credential becomes that credential."""
         first, *others = self.auth_secret if isinstance(self.auth_secret, list) else [self.auth_secret]
         return ServiceSecret(self.service_id, first, tuple(others))
 
 
-class AuthAndQuotas(_Model):
+class _AuthAndQuotas(_Model):
+    """The object `requestAuthAndQuotas`."""
+
     request_quotas: RequestQuotas = RequestQuotas()
-    service_secrets: Annotated[list[ServiceSecretRequest], Field(max_length=MAX_SECRETS)]
+    service_secrets: Annotated[list[_ServiceSecret], Field(max_length=_MAX_SECRETS)]
 
 
 class TokenRequest(_Model):
     """The body of `POST /api/v1/oauth/token`."""
 
-    request_auth_and_quotas: AuthAndQuotas
-    # Absent or a string: null is neither.
+    request_auth_and_quotas: _AuthAndQuotas
+    # These may be absent, but not null.
     expiration_time_span: Annotated[str | None, BeforeValidator(_not_null)] = None
     client_id: Annotated[str | None, BeforeValidator(_not_null)] = None
     client_secret: Annotated[SecretStr | None, BeforeValidator(_not_null)] = None
 
     def claims(self, *, now: int, default_lifetime: int, max_lifetime: int) -> TokenClaims:
         """
-        Return the claims that this request asks to have sealed.
+        Return the claims to seal.
 
         Args:
             now: seconds since the epoch.
-            default_lifetime: seconds, where the request names none, and `max_lifetime` is not less.
-            max_lifetime: seconds.
+            default_lifetime: lifetime where the request names none, in seconds; cut to `max_lifetime`.
+            max_lifetime: longest lifetime, in seconds.
 
         Raises:
-            InvalidRequest: naming `expirationTimeSpan`.
+            InvalidRequest: `expirationTimeSpan` is malformed, or longer than `max_lifetime`.
         """
         lifetime = min(default_lifetime, max_lifetime)
         if self.expiration_time_span is not None:
@@ -116,7 +124,7 @@ class TokenRequest(_Model):
             except ValueError as error:
                 raise _invalid("expirationTimeSpan", str(error)) from None
         if lifetime > max_lifetime:
-            raise _invalid("expirationTimeSpan", f"must be at most {max_lifetime} seconds")
+            raise _invalid("expirationTimeSpan", f"must be at most {format_span(max_lifetime)}")
         wanted = self.request_auth_and_quotas
         return TokenClaims(
             jti=new_jti(),
@@ -129,17 +137,17 @@ class TokenRequest(_Model):
 
 def parse_token_request(body: bytes) -> TokenRequest:
     """
-    Return the token request that a JSON body holds.
+    Return the token request in a JSON body.
 
     Raises:
-        InvalidRequest: naming the first field that is wrong by its path, never by its value.
+        InvalidRequest: a field is wrong. The message has the path of the first one, never its value.
     """
     try:
-        fields = strict_json(body, max_depth=MAX_DEPTH)
+        fields = strict_json(body, max_depth=_MAX_DEPTH)
     except ValueError as error:
         raise InvalidRequest(f"The request body {error}.") from None
     try:
-        # By alias only: the contract's names are in camel case, and no field has two names.
+        # By alias only: the contract's names are in camel case, and each field has one name.
         return TokenRequest.model_validate(fields, strict=True, by_alias=True, by_name=False)
     except ValidationError as errors:
         first = errors.errors(include_url=False, include_input=False)[0]
@@ -155,8 +163,8 @@ def _path(location: Sequence[str | int]) -> str:
     for before, step in zip((None, *location), location, strict=False):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif before != "authSecret":  # below which the kind is told that it was taken for
-            # A field name of the caller's own may be anything, a misplaced secret included.
+        elif before != "authSecret":  # below it, pydantic adds the tag of the union
+            # An unknown field's name may be anything, a misplaced secret included.
             path += ("." if path else "") + (step if _FIELD_NAME.fullmatch(step) else "?")
     return path
 
@@ -166,7 +174,7 @@ def _requirement(error: Any) -> str:
         case "missing":
             return "is required"
         case "extra_forbidden":
-            return "is no known field"
+            return "is not a known field"
         case "model_type":
             return "must be an object"
         case "list_type":

@@ -1,1 +1,1 @@
-"""Heads and header fields of HTTP/1.1, without I/O."""
+"""Heads and header fields of HTTP/1.1, and their grammar, without I/O."""

@@ -1,9 +1,10 @@
-"""Pure functions over raw header lists: `[(name, value), ...]`, bytes, names in lower case as ASGI gives them."""
+"""Raw header lists: `[(name, value), ...]`, bytes, names in lower case as in ASGI."""
 
 from collections.abc import Iterable
 from functools import lru_cache
 
 RawHeaders = list[tuple[bytes, bytes]]
+"""Header fields in order."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -18,7 +19,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""RFC 9110, 7.6.1: what an intermediary must not forward, with the two Proxy- fields that browsers and RFC 9110, 11.7 add."""
+"""Headers that an intermediary must not forward (RFC 9110, 7.6.1), and those for proxies (RFC 9110, 11.7; Proxy-Connection)."""
 
 CLIENT_ADDRESS = frozenset(
     {
@@ -33,23 +34,22 @@ CLIENT_ADDRESS = frozenset(
         b"x-real-ip",
     }
 )
-"""Who the client is and how it came here: nothing that an AI service needs to know."""
-
+"""Headers that tell who the client is and how it came here. An AI service does not need to know."""
 
 RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
 """Headers that tell a rate limit (draft-ietf-httpapi-ratelimit-headers-10)."""
 
 PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
-"""What a browser tells of the page that calls. It was said to this origin; to the service, this server is the caller."""
+"""Headers in which a browser describes the calling page. They are for this origin; the service's caller is this server."""
 
 METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
-"""Headers that some servers take for the true method. What a token allows was told by the method that was sent."""
+"""Headers that some servers take for the true method. A token's permission was checked by the method that was sent."""
 
 
-# Values of Connection that name no header: what nearly every message has, and need not be taken apart.
+# Values of Connection that nearly every message has. They name no header, and need not be split.
 _ORDINARY = frozenset({b"close", b"keep-alive", b"Keep-Alive"})
-# What is no header that travels on, and those without which a body has no end, or is another one than it was judged to be: they
-# are for the recipient, and nobody may name them (RFC 9110, 7.6.1).
+# Options that name no header to forward; and headers that say where the body ends and what it is. Those are meant for the
+# recipient, so Connection must not name them (RFC 9110, 7.6.1).
 _NEVER_NOMINATED = frozenset(
     {b"", b"close", b"keep-alive", b"te", b"upgrade", b"content-length", b"content-type", b"content-encoding"}
 )
@@ -62,18 +62,19 @@ def get_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 def get(headers: RawHeaders, name: bytes) -> bytes | None:
     """Return the first value of a header, or None."""
-    return dict(reversed(headers)).get(name)  # faster than to walk the list, as no line of Python runs per header
+    return dict(reversed(headers)).get(name)  # faster than a loop: no line of Python runs per header
 
 
 def forwardable(headers: RawHeaders, dropped: frozenset[bytes]) -> RawHeaders:
     """
-    Return the headers that travel on, in order.
+    Return the headers to forward, in order.
+
+    Headers that a Connection header names are left out as well (RFC 9110, 7.6.1: "MUST [...] remove any header or trailer
+    field(s) from the message with the same name as the connection-option").
 
     Args:
-        headers: as received.
-        dropped: names to leave out; must contain `HOP_BY_HOP`. What a Connection header names is left out as well
-            (RFC 9110, 7.6.1: "MUST [...] remove any header or trailer field(s) from the message with the same name as the
-            connection-option").
+        headers: headers as received.
+        dropped: names to leave out. It must contain `HOP_BY_HOP`.
     """
     kept = [header for header in headers if header[0] not in dropped]
     fields = dict(headers)
@@ -88,7 +89,7 @@ def forwardable(headers: RawHeaders, dropped: frozenset[bytes]) -> RawHeaders:
 
 @lru_cache(maxsize=1024)
 def host_name(value: bytes) -> str:
-    """Return the name in a Host header: lower case, without port, an IPv6 address without brackets, no dot at the end."""
+    """Return the name in a Host header: lower case, without port and trailing dot; an IPv6 address without brackets."""
     text = value.decode("latin-1").strip().lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]

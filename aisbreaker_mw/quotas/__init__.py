@@ -1,4 +1,4 @@
-"""Quotas: sliding windows that are counted together, in memory or in a server that processes and machines share."""
+"""Quotas: sliding windows counted together, in memory or in a server that processes and machines share."""
 
 from .limiter import QuotaLimiter
 from .model import Bucket, Buckets, Decision

@@ -1,12 +1,14 @@
-"""Which windows a request is counted in: the server's and its token's, per client and together."""
+"""Buckets of a request: the server's and its token's, per client and for all clients together."""
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
 
+from ..memo import Memo
 from ..tokens.claims import RequestLimits, RequestQuotas, TokenClaims
 from .model import Bucket, Buckets
 
 _WINDOWS: tuple[type[RateLimitItem], ...] = (RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay)
 _CACHE_SIZE = 65_536
+"""Most pairs of token and client whose buckets are remembered."""
 
 
 def limit_items(limits: RequestLimits) -> tuple[RateLimitItem, ...]:
@@ -20,29 +22,28 @@ class BucketPlan:
 
     Args:
         server: quotas over all requests, whatever their token.
-        minting: token requests per client and minute; None: no limit.
+        minting: token requests per client and minute, or None for no limit.
     """
 
     def __init__(self, server: RequestQuotas, *, minting: int | None = None) -> None:
         self._server_client = limit_items(server.per_client_request_limits)
         self._server_global = limit_items(server.global_request_limits)
         self._minting = () if minting is None else (RateLimitItemPerMinute(minting),)
-        self._cache: dict[tuple[str, str], Buckets] = {}
+        self._remembered: Memo[tuple[str, str], Buckets] = Memo(_CACHE_SIZE)
 
     def for_request(self, client: str, claims: TokenClaims | None) -> Buckets:
         """
         Return the buckets of a request to a service.
 
         Args:
-            client: who asks (`ClientIdentifier.identify`).
-            claims: of its token; None where a foreign credential is forwarded.
+            client: the client (`ClientIdentifier.identify`).
+            claims: claims of its token, or None where a foreign credential is forwarded.
         """
         key = (claims.jti if claims else "", client)
-        buckets = self._cache.get(key)
+        buckets = self._remembered[key]
         if buckets is None:
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            buckets = self._cache[key] = self._name(client, claims)
+            buckets = self._name(client, claims)
+            self._remembered.remember(key, buckets)
         return buckets
 
     def for_minting(self, client: str) -> Buckets:

@@ -1,16 +1,17 @@
 -- Counts one request in all windows of all buckets, or in none, by the rule of sliding.py.
 --
 -- KEYS     one per bucket
--- ARGV[1]  the time, milliseconds; empty: the server's own
+-- ARGV[1]  the time, milliseconds; empty for the server's own
 -- ARGV[2]  cost
--- ARGV[3]  and on, one per bucket: MessagePack array of amount, length (milliseconds) per window
+-- ARGV[3]  and on, one per bucket: MessagePack array of amount and length (milliseconds) of each window
 --
--- A bucket is stored as a MessagePack array of length, end of the window in progress, previous count, current count per
--- window, and expires when nothing of it is left.
+-- A bucket is stored as a MessagePack array. For each window it holds the length, the end of the window in progress, the previous
+-- count and the current count. It expires when nothing of it is left.
 --
--- Returns "1 window remaining left now" of the window nearest its limit, left being the milliseconds until the window in progress
--- ends, or "0 window remaining wait now" of the refusing window that takes longest, wait being the milliseconds until the request
--- would pass. Windows are numbered through, from 1. One string, as a client reads it in a third of the time of five numbers.
+-- Returns a string of five numbers, which a client reads in a third of the time of a list:
+-- "1 window remaining left now"  admitted: the window nearest its limit, and the milliseconds until the window in progress ends
+-- "0 window remaining wait now"  refused: the refusing window that takes longest, and the milliseconds until the request would pass
+-- Windows are numbered from 1 over all buckets.
 
 local now
 if ARGV[1] == '' then
@@ -21,13 +22,13 @@ else
 end
 local cost = tonumber(ARGV[2])
 
--- floor(count * left / length), exact where the product is beyond the integers that a number holds.
+-- floor(count * left / length), exact even if the product is beyond the exact integers of a number.
 local function fade(count, left, length)
     local whole = math.floor(count / length)
     return whole * left + math.floor((count - whole * length) * left / length)
 end
 
--- The longest rest of a window at which no more than `room` of `count` remain.
+-- The longest time left of a window at which at most `room` of `count` remain.
 local function latest(count, room, length)
     local left = math.floor(((room + 1) * length - 1) / count)
     while fade(count, left, length) > room do left = left - 1 end
@@ -35,7 +36,7 @@ local function latest(count, room, length)
     return left
 end
 
-local function answer(admitted, window, remaining, milliseconds)
+local function reply(admitted, window, remaining, milliseconds)
     return string.format('%d %d %.0f %.0f %.0f', admitted, window, remaining, milliseconds, now)
 end
 
@@ -101,7 +102,7 @@ for b = 1, #KEYS do
 end
 
 if refusing then
-    return answer(0, refusing, refusing_remaining, refusing_wait)
+    return reply(0, refusing, refusing_remaining, refusing_wait)
 end
 
 for b = 1, #KEYS do
@@ -112,4 +113,4 @@ for b = 1, #KEYS do
     end
     redis.call('SET', KEYS[b], cmsgpack.pack(state), 'PX', last - now)
 end
-return answer(1, nearest, least - cost, nearest_left)
+return reply(1, nearest, least - cost, nearest_left)

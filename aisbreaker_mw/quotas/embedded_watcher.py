@@ -1,8 +1,11 @@
 """
-Keep a command running until standard input ends, then remove a directory: `embedded_watcher.py DIRECTORY COMMAND...`
+The watcher: keeps a command running until standard input ends, then removes a directory.
 
-Standard input is a pipe. However the parent ends, the system closes its end of it; that works on every Unix, and without a
-shell. Until the parent has written that the command is ready, the command may end: then it can't be run at all.
+`embedded_watcher.py DIRECTORY COMMAND...`
+
+Standard input is a pipe from the parent. The system closes it when the parent ends, however it ends. That works on every Unix,
+without a shell. The parent writes a byte once the command is ready. A command that ends before that can't be run, and is not
+restarted.
 """
 
 import os
@@ -14,7 +17,7 @@ import threading
 from types import FrameType
 
 PAUSE = 0.1
-"""Seconds between the end of the command and its next start."""
+"""Seconds between the end of the command and its restart."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -22,13 +25,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def main(directory: str, command: list[str]) -> int:
-    """Run the command, again and again if need be. Returns the exit status."""
+    """Run the command, and restart it when it ends. Returns the exit status."""
     ready = threading.Event()
     parent_gone = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
 
     def listen() -> None:
-        # Not through sys.stdin, whose lock would be held when the interpreter ends.
+        # os.read, because this thread would hold the lock of sys.stdin when the interpreter ends.
         while os.read(0, 1):
             ready.set()
         parent_gone.set()
@@ -39,7 +42,7 @@ def main(directory: str, command: list[str]) -> int:
     threading.Thread(target=listen, daemon=True).start()
     try:
         while not parent_gone.is_set():
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - given by our own parent
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the parent is our own process
             children[:] = [child]
             if parent_gone.is_set():
                 break

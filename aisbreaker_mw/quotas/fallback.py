@@ -1,4 +1,4 @@
-"""Quotas in any other storage of the limits library, through its own strategy: Memcached, MongoDB."""
+"""Quotas in the other storages of the limits library, through its own strategy: Memcached, MongoDB."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,18 @@ from .sliding import wait
 
 class StrategyQuotaStorage:
     """
-    Counters in a storage that has no script of ours: first all windows are read, then each is counted.
+    Counters in a storage without a script of ours. All windows are read first, then each one is counted.
 
-    Weaker than the others: a request takes two round trips and more per window; between them others see a part of it
-    counted, which is given back when a later window refuses; and windows begin at multiples of their length on the clocks of
-    the machines that ask, so that a fresh key does not begin a fresh window.
+    This is weaker than the other storages:
+    - A request takes two or more round trips per window.
+    - In between, others see it counted in a part of its windows. That part is given back if a later window refuses.
+    - Windows begin at multiples of their length on the clock of each machine, so a fresh key does not begin a fresh window.
 
     Args:
-        storage: one of limits' asyncio storages that has sliding windows.
+        storage: asyncio storage of limits that has sliding windows.
 
     Raises:
-        NotImplementedError: the storage has none.
+        NotImplementedError: the storage has no sliding windows.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -35,7 +36,7 @@ class StrategyQuotaStorage:
         self._storage = storage
 
     async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
-        """Count one request; see `QuotaStorage`."""
+        """Count one request; see `QuotaStorage.consume`."""
         windows = [(bucket, item) for bucket in buckets for item in bucket.limits]
         if not windows:
             return None
@@ -46,7 +47,7 @@ class StrategyQuotaStorage:
         counted: list[tuple[Bucket, RateLimitItem]] = []
         for bucket, item in windows:
             if not await self._strategy.hit(item, bucket.key, cost=cost):
-                # Another request came in between, or the storage rounds otherwise.
+                # Another request came in between, or the storage rounds in another way.
                 for earlier, earlier_item in counted:
                     await self._give_back(earlier_item, earlier.key, cost)
                 refusal = await self._look(bucket, item, cost)
@@ -57,8 +58,8 @@ class StrategyQuotaStorage:
         return min(decisions, key=lambda decision: (decision.remaining, -decision.window))
 
     async def aclose(self) -> None:
-        """Close the connections, where the client library has a way to."""
-        # Neither limits nor the clients have one way to close: MongoDB's client has its own, Memcached's pool another.
+        """Close the connections, if the client library can."""
+        # There is no common way to close: MongoDB's client has one method, Memcached's pool another, and limits none.
         memcached = cast(Any, getattr(self._storage, "bridge", None))
         client = getattr(self._storage, "storage", None)
         if memcached is not None:
@@ -71,17 +72,17 @@ class StrategyQuotaStorage:
                 await closing
 
     async def _look(self, bucket: Bucket, item: RateLimitItem, cost: int) -> Decision:
-        """Decide by one window alone, counting nothing."""
+        """Decide by one window, without counting."""
         length = item.get_expiry() * 1000
         sliding = cast(SlidingWindowCounterSupport, self._storage)
         previous, _, current, current_ends = await sliding.get_sliding_window(item.key_for(bucket.key), length // 1000)
-        # A storage keeps a window for twice its length, and tells nothing of one that it does not have.
+        # The storages keep a window for twice its length. They return 0 for a window that they do not have.
         left = min(max(int(current_ends * 1000) - length, 1), length) if current_ends else length
         remaining = item.amount - current - previous * left // length
         if remaining >= cost:
             return Decision(True, bucket.policy, item.amount, length // 1000, remaining - cost, left / 1000)
         patience = wait(item.amount - cost, previous, current, left, length)
-        # One more: limits counts in fractions of a millisecond.
+        # One millisecond more, because limits counts in fractions of one.
         return Decision(False, bucket.policy, item.amount, length // 1000, max(0, remaining), (patience + 1) / 1000)
 
     async def _give_back(self, item: RateLimitItem, key: str, cost: int) -> None:
@@ -90,7 +91,7 @@ class StrategyQuotaStorage:
             if bridge is None:
                 await self._strategy.hit(item, key, cost=-cost)
                 return
-            # Memcached can't count by a negative number.
+            # Memcached can't add a negative number.
             keys = cast(TimestampedSlidingWindow, self._storage)
             _, current = keys.sliding_window_keys(item.key_for(key), item.get_expiry(), time.time())
             await cast(Any, bridge).decr(current, cost, noreply=True)

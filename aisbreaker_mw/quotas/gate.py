@@ -1,4 +1,4 @@
-"""The gate: counts a request in its quotas, and tells the client what is left."""
+"""The gate: counts a request in its quotas, and adds the rate-limit headers to its response."""
 
 import math
 from functools import lru_cache
@@ -14,10 +14,10 @@ _WINDOW_NAMES = {60: "minute", 3600: "hour", 86_400: "day"}
 
 class QuotaGate:
     """
-    Lets requests pass while their quotas have room.
+    Admits requests whose quotas have room.
 
     Args:
-        limiter: counts them.
+        limiter: counts the requests.
     """
 
     def __init__(self, limiter: QuotaLimiter) -> None:
@@ -27,7 +27,7 @@ class QuotaGate:
         """
         Count a request in all its windows, or in none.
 
-        Either way the response will tell the window nearest its limit.
+        In both cases the response will have the rate-limit headers.
 
         Args:
             buckets: the buckets that the request is counted in.
@@ -35,7 +35,7 @@ class QuotaGate:
 
         Raises:
             RateLimitExceeded: a window is full.
-            QuotaStorageUnavailable: the storage does not answer, and the policy is `deny`.
+            QuotaStorageUnavailable: the storage did not reply, and the policy is `deny`.
         """
         limiter = self._limiter
         decision = limiter.consume_now(buckets) if limiter.local else await limiter.consume(buckets)
@@ -48,7 +48,7 @@ class QuotaGate:
 
 def rate_limit_headers(decision: Decision) -> RawHeaders:
     """
-    Return the headers that tell the window nearest its limit (draft-ietf-httpapi-ratelimit-headers-10):
+    Return the rate-limit headers of a decision's window (draft-ietf-httpapi-ratelimit-headers-10):
 
         RateLimit-Policy: "token-client-minute";q=60;w=60
         RateLimit: "token-client-minute";r=59;t=42

@@ -1,7 +1,7 @@
--- Takes back what consume.lua counted.
+-- Takes back a request that consume.lua counted.
 --
 -- KEYS     one per bucket
--- ARGV[1]  the time at which it was counted, milliseconds
+-- ARGV[1]  the time of counting, milliseconds
 -- ARGV[2]  cost
 
 local at = tonumber(ARGV[1])
@@ -11,7 +11,7 @@ for b = 1, #KEYS do
     if stored then
         local state = cmsgpack.unpack(stored)
         for s = 1, #state, 4 do
-            -- Another request may have begun the next window in the meantime.
+            -- Another request may have begun the next window since then.
             local count = state[s + 1] - state[s] <= at and s + 3 or s + 2
             state[count] = math.max(0, state[count] - cost)
         end

@@ -1,4 +1,4 @@
-"""The limiter: one storage, and what happens while it does not answer."""
+"""The limiter: counts requests in one storage, and applies the policy for a storage that does not reply."""
 
 import asyncio
 import importlib.util
@@ -17,6 +17,8 @@ from .model import Buckets, Decision, QuotaStorage
 
 logger = logging.getLogger("aisbreaker_mw.quotas")
 
+_MEMORY_URI = f"{MemoryQuotaStorage.STORAGE_SCHEME[0]}://"
+
 OnStorageError: TypeAlias = Literal["deny", "local", "allow"]
 Health: TypeAlias = Literal["ok", "unavailable", "local", "allow"]
 
@@ -27,28 +29,28 @@ _CONSEQUENCES = {
 }
 
 _LIBRARIES = {"redis": "redis", "valkey": "redis", "memcached": "memcachio", "mongodb": "motor"}
-"""The Python package that the servers of a scheme are spoken to with."""
+"""Python packages of the clients, by the first part of the URI's scheme."""
 
 
 class QuotaLimiter:
     """
     Counts requests in their quotas.
 
-    Nothing is connected before the first request, and a storage that comes back after an outage is used again without
-    further ado: while it is down one request at a time tries it, and the others are answered at once.
+    Nothing is connected before the first request. While the storage is down, one request at a time tries it, and the policy
+    decides about the others at once. So a storage that comes back is used again without further steps.
 
     Args:
-        storage_uri: `memory://`, or a storage URI of the limits library: `redis://`, `valkey://` and their variants, and what
-            else it has for asyncio.
-        on_storage_error: what becomes of a request while the storage does not answer: `deny` refuses it, `local` counts it in
-            this process's memory, `allow` lets it pass uncounted.
-        timeout: seconds that a request waits for the storage at most.
-        max_clients: keys per policy that the memory counts separately; beyond, new ones share a window.
-        clock: nanoseconds; for tests. The memory's default is the monotonic clock, a server has its own.
+        storage_uri: `memory://`, or any asyncio storage of the limits library, such as `redis://` or `valkey://`.
+        on_storage_error: policy while the storage does not reply. `deny` refuses requests, `local` counts them in this
+        process's
+            memory, `allow` lets them pass uncounted.
+        timeout: longest wait of a request for the storage, in seconds.
+        max_clients: most keys, per policy, that the memory counts separately. Beyond, new keys share windows.
+        clock: returns nanoseconds, for tests. By default the memory uses the monotonic clock, and a server its own.
 
     Raises:
-        ConfigurationError: the URI is none, nothing takes its scheme, or a library is missing. The message holds no part of
-            the URI but its scheme.
+        ConfigurationError: the URI is invalid, its scheme is unknown, or a library is missing. The message holds no part of the
+            URI but its scheme.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class QuotaLimiter:
             raise ConfigurationError("quotas.on_storage_error takes deny, local or allow")
         self._policy = on_storage_error
         self._timeout = timeout
-        self._memory = MemoryQuotaStorage(max_clients=max_clients, clock=clock or time.monotonic_ns)
-        """The storage itself, or what stands in for it under the policy `local`."""
+        self._memory = _open_memory(max_clients, clock or time.monotonic_ns)
+        """The storage itself, or its stand-in under the policy `local`."""
         self._shared = _open_shared(storage_uri, timeout, clock)
         self._secrets = _secrets(storage_uri)
         self._down = False
@@ -73,7 +75,7 @@ class QuotaLimiter:
 
     @property
     def health(self) -> Health:
-        """`ok`, or how requests are answered without the storage: `unavailable` (refused), `local`, `allow`."""
+        """`ok`, or the policy at work while the storage is down: `unavailable` (requests are refused), `local`, `allow`."""
         if not self._down:
             return "ok"
         return "unavailable" if self._policy == "deny" else self._policy
@@ -83,15 +85,15 @@ class QuotaLimiter:
         Count one request in all windows of all buckets, or in none.
 
         Args:
-            buckets: everything that the request is counted in, no key twice.
-            cost: what the request takes out of every window, at least 1.
+            buckets: buckets that the request is counted in, no key twice.
+            cost: requests that it takes from every window, at least 1.
 
         Returns:
-            The decision; None where there are no windows, or where the policy `allow` let the request pass uncounted.
+            The decision. None if there are no windows, or if the policy `allow` let the request pass uncounted.
 
         Raises:
-            QuotaStorageUnavailable: the storage did not answer in time, and the policy is `deny`. The request may have been
-                counted nevertheless, where only the answer was lost.
+            QuotaStorageUnavailable: the storage did not reply in time, and the policy is `deny`. The request may be counted
+                nevertheless, if only the reply was lost.
         """
         shared = self._shared
         if shared is None:
@@ -114,15 +116,15 @@ class QuotaLimiter:
 
     @property
     def local(self) -> bool:
-        """Whether the storage is this process's memory, so that nothing has to be waited for."""
+        """Whether the storage is this process's memory, so that `consume_now` can be used."""
         return self._shared is None
 
     def consume_now(self, buckets: Buckets, cost: int = 1) -> Decision | None:
-        """Do what `consume` does, where the storage is `local`."""
+        """Count one request without waiting, where the storage is `local`; otherwise as `consume`."""
         return self._memory.consume_now(buckets, cost)
 
     async def aclose(self) -> None:
-        """Close the connections. A request that comes later opens new ones."""
+        """Close the connections. A later request opens new ones."""
         if self._shared is not None:
             await self._shared.aclose()
 
@@ -134,7 +136,7 @@ class QuotaLimiter:
         return None
 
     def _note(self, error: Exception | None) -> None:
-        """Log a change of state, once."""
+        """Log that the storage went down or came back, once for each change."""
         if self._down is (error is not None):
             return
         self._down = error is not None
@@ -147,8 +149,14 @@ class QuotaLimiter:
         logger.warning("quota storage unavailable, %s: %s: %s", _CONSEQUENCES[self._policy], type(error).__name__, reason)
 
 
+def _open_memory(max_clients: int, clock: Callable[[], int]) -> MemoryQuotaStorage:
+    """Open the memory storage through limits' registry, as any other storage."""
+    options: dict[str, Any] = {"max_clients": max_clients, "clock": clock}
+    return cast(MemoryQuotaStorage, storage_from_string(_MEMORY_URI, **options))
+
+
 def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> QuotaStorage | None:
-    """Open the storage that a URI names, None for the memory."""
+    """Open the storage that a URI names. Returns None for the memory."""
     uri = uri.removeprefix("async+")
     scheme, separator, _ = uri.partition("://")
     if not separator:
@@ -165,12 +173,12 @@ def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> Q
     options: dict[str, Any] = {"clock": clock, "timeout": timeout}
     try:
         if library == "redis":
-            from . import redis  # noqa: F401 - an extra; the import registers the schemes
+            from . import redis  # noqa: F401 - the import registers the schemes; it needs an extra
 
             return cast(QuotaStorage, storage_from_string(f"aisbreaker+{uri}", **options))
         return StrategyQuotaStorage(cast(Any, storage_from_string(f"async+{uri}")))
     except Exception:
-        # Neither the cause nor its message: libraries quote the whole URI.
+        # The cause and its message are left out: libraries quote the whole URI.
         raise ConfigurationError(
             f"quotas.storage is no usable storage URI; its scheme is {scheme}, "
             "and it takes memory://, redis://host:port, valkey://host:port, redis+unix:///path, "
@@ -179,7 +187,7 @@ def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> Q
 
 
 def _secrets(uri: str) -> list[str]:
-    """Give the password of a URI as it is written and as it is meant."""
+    """Return the password of a URI, as written and decoded."""
     try:
         password = urlsplit(uri).password
     except ValueError:

@@ -1,27 +1,29 @@
-"""The records of the memory storage: where they lie, and when they go."""
+"""The records of the memory storage: their layout, and when they are dropped."""
 
 from array import array
 
 from .model import MAX_WINDOWS, PLAN_STEP, Bucket
 
-# A record is a run of integers: a head, then three per window. All records lie in one array: the garbage collector has nothing
-# to visit, and a client costs some 340 bytes, most of it for its key. Times are milliseconds of the monotonic clock.
+# A record is a run of integers: a head, then three per window. All records are in one array, so the garbage collector has
+# nothing to visit. A client takes some 340 bytes, most of them for its key. Times are milliseconds of the monotonic clock.
 #
-# A request adds the same to all windows of a record. So until one of them ends, their counts keep their distances, and the
-# window nearest its limit, the leader, stays the nearest. Hence one number counts for all of them, the room: a request takes
-# its cost from it, and the current count of a window is the window's base less the room. Whenever all windows are looked at,
-# the room is made what the leader has left. A request that comes while the leader is known reads the room and lowers it,
-# however many windows there are.
+# A request adds the same number to all windows of a record. So the differences between their counts stay the same until one of
+# them ends, and the window nearest its limit, the leader, stays the nearest. Hence one number counts for all windows: the room.
+# A request subtracts its cost from the room. The current count of a window is the window's base less the room. Whenever all
+# windows are looked at, the room is set to what the leader has left. While the leader is known, a request reads and lowers the
+# room alone, however many windows there are.
 #
-# If the leader's previous count is not zero, it fades: the leader has more left than the room says, and leads only until
-# another window has less.
+# A previous count of the leader that is not zero fades. Then the leader has more left than the room says, and it leads only
+# until another window has less.
 #
 # The head:
 # 0. the room,
-# 1. until when the leader is known (the upper bits; 0: it is not), whether its previous count fades, which window it is,
-# 2. the plan of the bucket whose leader it is, as other limits have another one; its lower bits are the number of windows,
-# 3. when the record may be dropped (the upper bits), the number of its policy.
-# A window: its end (0: nothing was counted yet), its previous count, its base.
+# 1. the time until which the leader is known (the upper bits; 0 if it is not), whether its previous count fades, and its
+#    number,
+# 2. the plan of the bucket that the leader was found for, because other limits may have another leader; its lower bits are the
+#    number of windows,
+# 3. the time from which the record may be dropped (the upper bits), and the number of its policy.
+# A window: its end (0 if nothing is counted yet), its previous count, its base.
 HEAD = 4
 WINDOW = 3
 LEADER = MAX_WINDOWS - 1
@@ -32,10 +34,10 @@ EXPIRY_SHIFT = 10
 POLICY = (1 << EXPIRY_SHIFT) - 1
 
 INSPECTION = 32
-"""Records that are looked at in one go: one after the other in memory, as they were made."""
+"""Records inspected in one go. Inspecting them in the order of their creation reads memory in order."""
 
 BLANK = 0
-"""The record that stands for every key without one: the first, always zero."""
+"""The record of every key that has none: the first one, always zero."""
 
 
 class RecordTable:
@@ -43,38 +45,38 @@ class RecordTable:
     All records, by their keys.
 
     Args:
-        max_clients: keys with a record of their own, per policy.
+        max_clients: most keys, per policy, with a record of their own.
     """
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
         self._max_records = max_clients + max_clients // 8 + 1
-        # The key that is no string makes it a dictionary whose entries hold their keys' hashes. One of strings alone looks
-        # for them in the keys, which among a million are never in the processor's caches: a third slower.
+        # The key None makes CPython store the hashes in the dictionary itself. A dictionary of strings alone reads them from
+        # the keys. Among a million keys these are never in the processor's caches, which makes it a third slower.
         self.records: dict[str | None, int] = {None: BLANK}
-        """Where the record of a key begins."""
+        """The index in `data` at which the record of a key begins."""
         self.data = array("q", bytes(8 * (HEAD + WINDOW * MAX_WINDOWS)))
         """All records, the blank one first."""
         self._free: dict[int, list[int]] = {}
-        """Dropped records for reuse, by their number of windows."""
+        """Dropped records for reuse, by number of windows."""
         self._policies: dict[str, int] = {}
         """Numbers of the policies."""
         self._sizes: list[int] = []
         """Records per policy."""
         self.due = 0
-        """Records to be looked at by the next inspection."""
-        # All records in the order of inspection, where it goes on, and the key of each. (A list of the keys would do, and be
-        # visited by every full garbage collection: a tenth of a second at a million.)
-        self._ring = array("I")  # half the bytes of a "q", and enough for 32 GB of records
+        """Records that the next inspection looks at."""
+        # All records in the order of inspection, the next position, and the key of each record. Every full garbage collection
+        # would visit a list of the keys: a tenth of a second for a million.
+        self._ring = array("I")  # half the size of "q", and enough for 32 GB of records
         self._hand = 0
         self._keys: dict[int, str] = {}
 
     def __len__(self) -> int:
-        """Count the records, those that ran out and are not dropped yet included."""
+        """Return the number of records, with those that have ended and are not dropped yet."""
         return len(self._ring)
 
     def _overflow_key(self, bucket: Bucket) -> str | None:
-        """Name the record that counts a new key, None where it gets one of its own."""
+        """Return the key of the overflow record that counts a new key, or None if it gets a record of its own."""
         policy = self._policies.get(bucket.policy)
         size = 0 if policy is None else self._sizes[policy]
         if size < self._max_clients:
@@ -86,19 +88,19 @@ class RecordTable:
         return f"overflow/{bucket.policy}/{lengths}"
 
     def find_overflow(self, bucket: Bucket) -> int:
-        """Find the record that counts a key without one of its own, blank where it is still to be made."""
+        """Return the overflow record that counts a key without a record, or blank if it does not exist yet."""
         key = self._overflow_key(bucket)
         return BLANK if key is None else self.records.get(key, BLANK)
 
     def create_for(self, bucket: Bucket) -> int:
-        """Make the record that counts the bucket, unless it is there."""
+        """Return the record that counts a bucket. Makes it if there is none."""
         return self.create(self._overflow_key(bucket) or bucket.key, bucket.policy, len(bucket.windows))
 
     def create(self, key: str, policy: str, size: int) -> int:
-        """Make a record, unless it is there."""
+        """Return the record of a key. Makes it if there is none."""
         if record := self.records.get(key):
             return record
-        # There is a handful of policies. Should there ever be more than a record can tell, the rest counts as one.
+        # There are a handful of policies. If there were more than a record can number, the rest would share a number.
         number = self._policies.setdefault(policy, min(len(self._policies), POLICY))
         if number == len(self._sizes):
             self._sizes.append(0)
@@ -117,7 +119,7 @@ class RecordTable:
         return record
 
     def inspect(self, now: int) -> None:
-        """Look at the records that are due and drop those whose windows have all run out."""
+        """Look at the records that are due, and drop those whose windows have all ended."""
         due, self.due = self.due, 0
         ring = self._ring
         data = self.data
@@ -134,7 +136,7 @@ class RecordTable:
                 hand += 1
                 continue
             self._drop(record)
-            # The last one takes the place of the dropped one, and is looked at next.
+            # The last record takes the place of the dropped one, and is the next to be looked at.
             last = ring.pop()
             count -= 1
             if hand < count:

@@ -1,4 +1,4 @@
-"""Quotas shared by processes and machines, counted in Redis or Valkey by a script on the server."""
+"""The Redis storages: quotas shared by processes and machines, counted by a script on a Redis or Valkey server."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,19 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from .model import Bucket, Buckets, Decision, Window
 
 KEY_PREFIX = "aisbreaker"
-"""What every key begins with, on a server that may hold other things too."""
+"""Prefix of every key, because the server may hold other data too."""
 
 Command: TypeAlias = tuple[Sequence[str], Sequence[object]]
 """Keys and arguments of one run of a script."""
 
 Reply: TypeAlias = bytes
-"""What consume.lua returns."""
+"""The string that consume.lua returns."""
 
 
 class _Script:
     def __init__(self, name: str) -> None:
         self.source = resources.files(__package__).joinpath(name).read_text()
-        # Not for security: it is how Redis names scripts.
+        # Redis names scripts by their SHA-1. It is not used for security.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def cached(self, command: Command) -> tuple[object, ...]:
@@ -47,7 +47,7 @@ _GIVE_BACK = _Script("give_back.lua")
 
 @functools.lru_cache(maxsize=4096)
 def _pack(windows: tuple[Window, ...]) -> bytes:
-    """Write windows as a MessagePack array of 64-bit integers."""
+    """Return windows as a MessagePack array of 64-bit integers."""
     numbers = [number for window in windows for number in window]
     return struct.pack(">BH", 0xDC, len(numbers)) + b"".join(struct.pack(">BQ", 0xCF, number) for number in numbers)
 
@@ -58,18 +58,18 @@ def _key(bucket: Bucket) -> str:
 
 class RedisQuotaStorage(RedisStorage):
     """
-    Counters in one Redis or Valkey server, 6.0 or later: exact for everybody who uses the server, by the server's clock.
+    Counters in one Redis or Valkey server, 6.0 or later. They are exact for all its users, by the server's clock.
 
-    A request is one run of one script. Requests that come while others are on their way travel together, so the connections
-    are few and a thousand requests at once are no more than a handful of round trips.
+    A request is one run of one script. Requests that come while others are on their way are sent together in a batch. So there
+    are few connections, and a thousand requests at once take a handful of round trips.
 
     Args:
-        uri: as limits spells it, with or without `async+`: `redis://`, `rediss://`, `redis+unix://`, and the same with
+        uri: URI as limits spells it, with or without `async+`: `redis://`, `rediss://`, `redis+unix://`, and the same with
             `valkey`.
         wrap_exceptions: as for every storage of limits.
-        timeout: seconds, for connecting and for an answer.
-        clock: nanoseconds since the epoch instead of the server's time, for tests.
-        options: passed to the client of redis-py.
+        timeout: longest wait for a connection and for a reply, in seconds.
+        clock: returns nanoseconds since the epoch, instead of the server's time, for tests.
+        options: options of redis-py's client.
     """
 
     STORAGE_SCHEME = [f"aisbreaker+{scheme}" for scheme in ("redis", "rediss", "redis+unix")] + [
@@ -77,10 +77,10 @@ class RedisQuotaStorage(RedisStorage):
     ]
 
     CONNECTIONS = 4
-    """Batches of requests on their way at once."""
+    """Most batches on their way at once."""
 
     BATCH = 256
-    """Requests in one batch at most: what a server does in a few milliseconds."""
+    """Most requests in one batch. A server runs as many in a few milliseconds."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class RedisQuotaStorage(RedisStorage):
         settings: dict[str, Any] = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            # A second try could count a request twice.
+            # A retry could count a request twice.
             "retry": Retry(NoBackoff(), 0),
             # With RESP3, redis-py from version 8 on no longer replaces a pooled connection that the server has closed.
             "protocol": 2,
@@ -117,7 +117,7 @@ class RedisQuotaStorage(RedisStorage):
         return cast(Any, self.bridge).storage
 
     async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
-        """Count one request; see `QuotaStorage`."""
+        """Count one request; see `QuotaStorage.consume`."""
         buckets = [bucket for bucket in buckets if bucket.windows]
         return _decision(buckets, await self._run(self._command(buckets, cost))) if buckets else None
 
@@ -134,43 +134,43 @@ class RedisQuotaStorage(RedisStorage):
         return [_key(bucket) for bucket in buckets], [now, cost, *[_pack(bucket.windows) for bucket in buckets]]
 
     async def _run(self, command: Command) -> Reply:
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, reply))
+        waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, waiting))
         if not self._starting and len(self._flushes) < self.CONNECTIONS:
-            # Sending is a task of its own: whoever gives up waiting leaves the others of the batch alone. It starts at the
-            # loop's next turn, so that what comes in the same turn travels along.
+            # Sending is a task of its own, so that a cancelled request leaves the rest of its batch alone. The task starts at
+            # the loop's next turn, so that all requests of this turn are in the batch.
             self._starting = True
             flush = asyncio.create_task(self._flush())
             self._flushes.add(flush)
             flush.add_done_callback(self._flushed)
-        return await reply
+        return await waiting
 
     def _flushed(self, flush: asyncio.Task[None]) -> None:
         self._flushes.discard(flush)
         if flush.cancelled():
-            # Before its first step, possibly.
+            # It may have been cancelled before its first step, which would have done this.
             self._starting = False
 
     async def _flush(self) -> None:
-        """Send what waits, batch by batch, until nothing waits."""
+        """Send the waiting requests, batch by batch, until none waits."""
         self._starting = False
         while self._waiting:
             batch, self._waiting = self._waiting[: self.BATCH], self._waiting[self.BATCH :]
-            batch = [(command, reply) for command, reply in batch if not reply.done()]
-            answers: list[Reply | Exception] = [ConnectionError("closed")] * len(batch)
+            batch = [(command, waiting) for command, waiting in batch if not waiting.done()]
+            replies: list[Reply | Exception] = [ConnectionError("closed")] * len(batch)
             try:
                 async with asyncio.timeout(self._timeout):
-                    answers = await self._send([command for command, _ in batch])
+                    replies = await self._send([command for command, _ in batch])
             except Exception as error:
-                answers = [error] * len(batch)
+                replies = [error] * len(batch)
             finally:
-                for (_, reply), answer in zip(batch, answers, strict=True):
-                    if reply.done():
+                for (_, waiting), reply in zip(batch, replies, strict=True):
+                    if waiting.done():
                         continue
-                    if isinstance(answer, Exception):
-                        reply.set_exception(answer)
+                    if isinstance(reply, Exception):
+                        waiting.set_exception(reply)
                     else:
-                        reply.set_result(answer)
+                        waiting.set_result(reply)
 
     async def _send(self, commands: list[Command]) -> list[Reply | Exception]:
         if not commands:
@@ -178,12 +178,12 @@ class RedisQuotaStorage(RedisStorage):
         replies = await self._pipeline([_CONSUME.cached(command) for command in commands])
         lost = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if lost:
-            # The server is new, was restarted, or had its scripts flushed. A command that it answered so has counted nothing.
+            # The server is new, was restarted, or has flushed its scripts. A command with this reply has counted nothing.
             again = await self._pipeline([_CONSUME.whole(commands[i]) for i in lost])
             for i, reply in zip(lost, again, strict=True):
                 replies[i] = reply
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            # The connection leads to what was the primary before a failover: ask again where that is.
+            # The connections lead to a former primary. Close them, so that the next request finds the new one.
             await self._client.connection_pool.disconnect(inuse_connections=False)
         return replies
 
@@ -196,10 +196,10 @@ class RedisQuotaStorage(RedisStorage):
 
 class RedisSentinelQuotaStorage(RedisQuotaStorage, RedisSentinelStorage):
     """
-    Counters in the primary that Sentinels name, otherwise as `RedisQuotaStorage`.
+    Counters in the primary that Sentinels name. Otherwise it is a `RedisQuotaStorage`.
 
     Args:
-        uri: `redis+sentinel://host:port,host:port/service`, or `valkey+sentinel://`.
+        uri: URI such as `redis+sentinel://host:port,host:port/service`, or `valkey+sentinel://`.
     """
 
     STORAGE_SCHEME = ["aisbreaker+redis+sentinel", "aisbreaker+valkey+sentinel"]  # noqa: RUF012
@@ -217,19 +217,19 @@ class RedisSentinelQuotaStorage(RedisQuotaStorage, RedisSentinelStorage):
 
 class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
     """
-    Counters in a Cluster: one round trip per slot, so two for the windows of a token and of the server.
+    Counters in a Cluster. A request takes one round trip per slot: two for the windows of a token and of the server.
 
-    The slots are asked one after the other. When a later one refuses or fails, what the earlier ones counted is given back;
-    until then, about a millisecond, others may be refused for it.
+    The slots are asked one after the other. If a later one refuses or fails, the counts of the earlier ones are given back.
+    Until then, for about a millisecond, other requests may be refused because of them.
 
     Args:
-        uri: `redis+cluster://host:port,host:port`, or `valkey+cluster://`.
+        uri: URI such as `redis+cluster://host:port,host:port`, or `valkey+cluster://`.
     """
 
     STORAGE_SCHEME = ["aisbreaker+redis+cluster", "aisbreaker+valkey+cluster"]  # noqa: RUF012
 
     REQUESTS = 64
-    """Requests on their way at once, and connections per node at most."""
+    """Most requests on their way at once, and most connections per node."""
 
     def __init__(self, uri: str, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions, **options)
@@ -237,12 +237,12 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         self._repairs: set[asyncio.Task[None]] = set()
 
     def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
-        # A slot that moved is learnt from the answer that says so. To learn all of them anew would close the connections on
-        # which other requests are being answered.
+        # redis-py learns a moved slot from the reply that says so. Learning all slots anew would close connections that other
+        # requests are using.
         return {"reinitialize_steps": 0, **settings, "max_connections": self.REQUESTS}
 
     async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
-        """Count one request; see `QuotaStorage`."""
+        """Count one request; see `QuotaStorage.consume`."""
         slots: dict[str, list[Bucket]] = {}
         for bucket in buckets:
             if bucket.windows:
@@ -261,7 +261,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
                     if nearest is None or (decision.remaining, -decision.window) < (nearest.remaining, -nearest.window):
                         nearest = decision
             except BaseException:
-                # The caller waits no longer, so this goes on without it, as long as a request may take.
+                # The caller no longer waits, so the repair is a task of its own. It may take as long as a request.
                 repair = asyncio.create_task(self._give_back(counted, cost))
                 self._repairs.add(repair)
                 repair.add_done_callback(self._repairs.discard)
@@ -271,21 +271,20 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
     async def aclose(self) -> None:
         """Close the connections."""
         await asyncio.gather(*self._repairs, return_exceptions=True)
-        # redis-py closes the nodes that it knows by name, which are others than those of the slots once it has learnt the
-        # slots anew.
+        # redis-py closes the nodes that it knows by name. Once it has learnt the slots anew, those of the slots are others.
         nodes = {id(node): node for nodes in self._client.nodes_manager.slots_cache.values() for node in nodes}
         await super().aclose()
         await asyncio.gather(*[node.disconnect() for node in nodes.values()], return_exceptions=True)
 
     async def _give_back(self, counted: list[tuple[list[Bucket], int]], cost: int) -> None:
         for group, at in counted:
-            # What can't be given back stays counted: too few requests pass then, never too many.
+            # A count that can't be given back stays: then too few requests pass, never too many.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(self._timeout):
                     await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [at, cost]))
 
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
-        # Without it the first requests would go to any node: redis-py can't find the slot of a key before.
+        # redis-py finds the slot of a key only when initialized. The first requests would go to any node.
         await self._client.initialize()
         await self._drop_closed(command)
         try:
@@ -293,7 +292,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         except NoScriptError:
             return cast(Reply, await self._client.execute_command(*script.whole(command)))
         except ReadOnlyError:
-            # The node was a primary before a failover: learn the slots anew at the next request.
+            # The node is a former primary. Close, so that the next request learns the slots anew.
             await self._client.aclose()
             raise
 
@@ -317,6 +316,6 @@ def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:
 
 
 def _as_redis(uri: str) -> str:
-    """Spell a URI so that limits takes redis-py for Valkey too: it speaks to both."""
+    """Return a URI with redis for valkey, so that limits uses redis-py for both."""
     scheme, colon, rest = uri.removeprefix("aisbreaker+").removeprefix("async+").partition(":")
     return scheme.replace("valkeys", "rediss").replace("valkey", "redis") + colon + rest

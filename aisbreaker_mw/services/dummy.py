@@ -1,7 +1,7 @@
 """
-The embedded AI service: OpenAI's API with made-up answers, so that everything can be tried without an account.
+The embedded AI service: OpenAI's API with made-up responses, to try everything without an account.
 
-The same request always gets the same answer, ids and timestamps included. Any model is accepted.
+The same request always gets the same response, ids and timestamps included. Any model is accepted.
 """
 
 import base64
@@ -23,9 +23,11 @@ from ..exceptions import InvalidRequest, MethodNotAllowed, NotFound, PayloadTooL
 __all__ = ["MAX_CHAT_BYTES", "DummyService"]
 
 MAX_CHAT_BYTES = 8 * 1024 * 1024
+"""Largest request body, in bytes."""
 CREATED = 1_735_689_600
-"""When everything was created, seconds since the epoch: 2025-01-01."""
+"""Creation time of everything, in seconds since the epoch: 2025-01-01."""
 MODELS = ("dummy", "dummy-embedding", "dummy-image")
+"""Models that are listed. Any other works as well."""
 _LONGEST_ECHO = 2000
 _MAX_FLOATS = 1 << 20
 
@@ -34,12 +36,12 @@ _Handler = Callable[[dict[str, Any], str], dict[str, Any] | Iterator[bytes]]
 
 class DummyService:
     """
-    An ASGI app that answers `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/images/generations` and
+    An ASGI app that serves `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/images/generations` and
     `/v1/models` as OpenAI does (https://platform.openai.com/docs/api-reference).
 
     Args:
         delay: seconds before each streamed piece but the first.
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(self, delay: float = 0.0, sleep: Callable[[float], Awaitable[None]] = anyio.sleep) -> None:
@@ -53,12 +55,12 @@ class DummyService:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; `scope["path"]` begins with `/v1`."""
+        """Serve one request. `scope["path"]` begins with `/v1`."""
         request_id = "req_dummy"
         try:
             handler = self._handlers.get(scope["path"])
             if handler is None:
-                answer = json_response(200, _models(scope["method"], scope["path"]))
+                response = json_response(200, _models(scope["method"], scope["path"]))
             else:
                 if scope["method"] != "POST":
                     raise MethodNotAllowed("POST")
@@ -71,10 +73,10 @@ class DummyService:
                 if isinstance(content, Iterator):
                     await self._stream(content, request_id, receive, send)
                     return
-                answer = json_response(200, content, [(b"x-request-id", request_id.encode("ascii"))])
+                response = json_response(200, content, [(b"x-request-id", request_id.encode("ascii"))])
         except RequestError as error:
-            answer = error_response(error, "openai", request_id)
-        status, headers, payload = answer
+            response = error_response(error, "openai", request_id)
+        status, headers, payload = response
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
 
@@ -91,9 +93,9 @@ class DummyService:
                 pass
             going.cancel()
 
-        failure: Exception | None = None
+        failure: Exception | None = None  # raised behind the task group, which would wrap it
         async with anyio.create_task_group() as tasks:
-            if self._delay:  # without one, all of it is sent at once
+            if self._delay:  # without a delay there is no time to disconnect
                 tasks.start_soon(wait_for_disconnect, tasks.cancel_scope)
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -105,14 +107,14 @@ class DummyService:
             except OSError:
                 pass  # ASGI 2.4: the client is gone
             except Exception as error:
-                failure = error  # raised below, where the task group doesn't wrap it
+                failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
 
 async def _collect(receive: Receive) -> bytes | None:
-    """Return the request's body, or None if the client went away before it was whole."""
+    """Return the whole body, or None if the client went away before its end."""
     body = bytearray()
     while True:
         message = await receive()
@@ -173,12 +175,12 @@ def _models(method: str, path: str) -> dict[str, Any]:
 
 
 def _text(content: object) -> str:
-    """Return the text of a message's content, which is a string or a list of parts."""
+    """Return the text of a message's content: a string, or a list of parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    if content is None:  # an assistant's tool calls
+    if content is None:  # a message of tool calls only
         return ""
     raise InvalidRequest("The content of a message must be a string or a list of parts.", param="messages")
 
@@ -192,8 +194,8 @@ def _reply(said: str) -> str:
     return f'Hello! I am the dummy service of AIsBreaker, and I heard you say: "{said}"'
 
 
-def _answer(reply: str, most: int) -> tuple[list[str], str]:
-    """Return the pieces of a reply of at most `most` words, and why it ends."""
+def _cut(reply: str, most: int) -> tuple[list[str], str]:
+    """Return at most `most` words of a reply, each a piece, and the reason of its end."""
     pieces = re.findall(r"\s*\S+", reply)
     return pieces[:most], "stop" if len(pieces) <= most else "length"
 
@@ -209,7 +211,7 @@ def _chat(request: dict[str, Any], identity: str) -> dict[str, Any] | Iterator[b
     texts = [_text(message.get("content")) for message in messages]
     said = next((text for text, each in zip(texts[::-1], messages[::-1], strict=True) if each.get("role") == "user"), "")
     most = min(_number(request, name, 1 << 20, 1 << 20) for name in ("max_tokens", "max_completion_tokens"))
-    pieces, reason = _answer(_reply(said), most)
+    pieces, reason = _cut(_reply(said), most)
     choices = range(_number(request, "n", 1, 16))
     usage = _usage(sum(map(_tokens, texts)), len(pieces) * len(choices))
     head = {"id": f"chatcmpl-{identity}", "created": CREATED, "model": request["model"]}
@@ -234,18 +236,18 @@ def _complete(request: dict[str, Any], identity: str) -> dict[str, Any] | Iterat
     if not isinstance(prompts, list) or not 0 < len(prompts) <= 16 or not all(isinstance(each, str) for each in prompts):
         raise InvalidRequest("The prompt must be a string, or a list of 1 to 16 strings.", param="prompt")
     most = _number(request, "max_tokens", 1 << 20, 1 << 20)
-    answers = [_answer(_reply(prompt), most) for prompt in prompts]
-    usage = _usage(sum(map(_tokens, prompts)), sum(len(pieces) for pieces, _ in answers))
+    replies = [_cut(_reply(prompt), most) for prompt in prompts]
+    usage = _usage(sum(map(_tokens, prompts)), sum(len(pieces) for pieces, _ in replies))
     head = {"id": f"cmpl-{identity}", "object": "text_completion", "created": CREATED, "model": request["model"]}
     if request.get("stream") is not True:
         choices = [
             {"index": i, "text": "".join(pieces), "logprobs": None, "finish_reason": reason}
-            for i, (pieces, reason) in enumerate(answers)
+            for i, (pieces, reason) in enumerate(replies)
         ]
         return head | {"choices": choices, "usage": usage}
     chunks = (
         {"index": i, "text": piece, "logprobs": None, "finish_reason": reason if last == at else None}
-        for i, (pieces, reason) in enumerate(answers)
+        for i, (pieces, reason) in enumerate(replies)
         for last in (len(pieces) - 1,)
         for at, piece in enumerate(pieces)
     )
@@ -255,7 +257,7 @@ def _complete(request: dict[str, Any], identity: str) -> dict[str, Any] | Iterat
 def _events(
     request: dict[str, Any], head: dict[str, Any], choices: Iterator[dict[str, Any]], usage: dict[str, Any]
 ) -> Iterator[bytes]:
-    """Write one choice per server-sent event, then the usage if it was asked for, then the end."""
+    """Yield a server-sent event per choice, then the usage where it was asked for, then the end."""
     options = request.get("stream_options")
     counted = isinstance(options, dict) and options.get("include_usage") is True
     tail: dict[str, Any] = {"usage": None} if counted else {}

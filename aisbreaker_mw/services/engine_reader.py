@@ -1,4 +1,4 @@
-"""Finds the engine that a request names outside its path: in the query, or in the body."""
+"""Finds the engine of a request whose path doesn't name it: in the query, or in the body."""
 
 import asyncio
 
@@ -14,13 +14,13 @@ _TOO_LARGE = "The token names models, and this body is too large to read its mod
 
 class EngineReader:
     """
-    Reads the engine of one request, if it is asked to.
+    Reads the engine of one request on demand.
 
     Args:
         source: where the engine stands (`RouteMatch.engine_source`).
         headers: headers of the request, names in lower case.
         query: raw query.
-        body: body of the request; it is collected, and can still be streamed.
+        body: body of the request; it is held in memory, and can still be streamed.
         limit: largest body that is read, in bytes, as it came and decompressed.
     """
 
@@ -38,7 +38,7 @@ class EngineReader:
         Return the engine, "" where the request names none.
 
         Raises:
-            InvalidRequest: the engine can't be told for certain.
+            InvalidRequest: the engine can't be read for certain.
             PayloadTooLarge: the body is over the limit.
             ClientDisconnected: the client went away.
         """

@@ -1,4 +1,4 @@
-"""Large JSON without the insides of its long strings: what is left takes little time and memory to parse."""
+"""Shortens the long strings of a large JSON document, so that it takes little time and memory to parse."""
 
 import codecs
 import re
@@ -8,15 +8,15 @@ from ..exceptions import PayloadTooLarge
 __all__ = ["LONG_STRING", "MAX_OUTLINE_BYTES", "outline"]
 
 LONG_STRING = 512
-"""Bytes, from which on the inside of a string is left out. A JSON document is large because of these: images, texts."""
+"""Longest string that is kept, in bytes, quotes included. Long strings (images, texts) are what makes JSON large."""
 MAX_OUTLINE_BYTES = 8 << 20
-"""Of what may be left."""
+"""Largest outline, in bytes."""
 
-STAND_IN = b'"' + b"-" * 300 + b'"'  # longer than any engine, so that it is taken for none
+_STAND_IN = b'"' + b"-" * 300 + b'"'  # longer than any engine, so it is never read as one
 _TOO_MUCH = "The token names models, and this body has too many parts to read its model from."
 _CHUNK = 1 << 20
 
-# One call of a regular expression keeps every other thread waiting, so each has an end, after 4 MiB at most.
+# One match of a regular expression keeps every other thread waiting, so each match ends after 4 MiB at most.
 _ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})'
 _INSIDE = re.compile(rb'(?:[^"\\\x00-\x1f]{1,65536}+|' + _ESCAPE + rb"){1,64}+")
 _SHORT_STRINGS = re.compile(rb'(?:[^"]{0,4096}+"(?:[^"\\\x00-\x1f]{1,256}+|' + _ESCAPE + rb'){0,2}+"){1,256}+')
@@ -25,16 +25,16 @@ _COLON = re.compile(rb"[ \t\n\r]*+:")
 
 def outline(data: bytes | bytearray) -> bytes:
     """
-    Return JSON with the same structure, in which every long string that is no key has another inside.
+    Return JSON with the same structure, in which a short string stands for every long string that is no key.
 
-    What is left out has been checked; what is left has not, but is the same as in `data`.
+    The strings left out have been checked. Everything else is the same as in `data`, and unchecked.
 
     Args:
         data: JSON in UTF-8.
 
     Raises:
-        ValueError: with a fixed text: it is no UTF-8, or a string is none of JSON's (RFC 8259, 7).
-        PayloadTooLarge: more than `MAX_OUTLINE_BYTES` would be left.
+        ValueError: with a fixed text: no UTF-8, or a malformed string (RFC 8259, 7).
+        PayloadTooLarge: the outline would be larger than `MAX_OUTLINE_BYTES`.
     """
     _check_utf8(data)
     parts: list[bytes] = []
@@ -53,7 +53,7 @@ def outline(data: bytes | bytearray) -> bytes:
             raise ValueError("must be valid JSON")
         end += 1
         if end - at > LONG_STRING and _COLON.match(data, end) is None:
-            parts.append(bytes(data[taken:at]) + STAND_IN)
+            parts.append(bytes(data[taken:at]) + _STAND_IN)
             size += len(parts[-1])
             taken = end
         if size + end - taken > MAX_OUTLINE_BYTES:

@@ -1,5 +1,5 @@
 """
-Patterns of serviceIds: what a token's secrets are for.
+Patterns of serviceIds: they say which services a token's secret is for.
 
 A serviceId is `task:vendor[/engine]`, such as `chat:openai.com/gpt-4o`.
 """
@@ -9,10 +9,10 @@ import re
 __all__ = ["LONGEST_PATTERN", "TASK", "covers_vendor", "matches", "needs_engine", "validate_pattern"]
 
 LONGEST_PATTERN = 256
-"""Characters of a pattern in a token, at most."""
+"""Longest pattern in a token, in characters."""
 
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""A task's name, and a vendor's."""
+"""Form of a task's name, and of a vendor's."""
 _VENDOR = TASK
 _PATTERN = re.compile(
     rf"""
@@ -27,10 +27,10 @@ _PATTERN = re.compile(
 
 def validate_pattern(text: str) -> None:
     """
-    Check what may stand as a `serviceId` in a token.
+    Check a pattern, the `serviceId` beside a secret in a token.
 
     Args:
-        text: `""` (everything), `task:vendor`, `task:vendor/engine`, a beginning of these that ends in `:` or `/`; each
+        text: `""` (everything), `task:vendor`, `task:vendor/engine`, or a beginning of these that ends in `:` or `/`. Each
             may end in `*`, and the task may be `*`. Printable ASCII, at most `LONGEST_PATTERN` characters.
 
     Raises:
@@ -44,10 +44,10 @@ def validate_pattern(text: str) -> None:
 
 def matches(pattern: str, service_id: str) -> bool:
     """
-    Tell whether a token's pattern covers a serviceId.
+    Return whether a pattern covers a serviceId.
 
-    It does if it is empty, equal, or a prefix that ends at a boundary: its last or the next character is `:` or `/`.
-    A trailing `*` stands for any rest, a leading `*:` for any task.
+    An empty pattern covers everything. Another covers an equal serviceId, and one that it is a prefix of, if it ends at a
+    boundary: its last or the next character is `:` or `/`. A trailing `*` stands for any rest, a leading `*:` for any task.
     """
     if pattern.startswith("*:"):
         pattern, service_id = pattern[2:], service_id.partition(":")[2]
@@ -60,7 +60,7 @@ def matches(pattern: str, service_id: str) -> bool:
 
 def needs_engine(pattern: str, service_id: str) -> bool:
     """
-    Tell whether a pattern that doesn't match a serviceId without an engine could match it with one.
+    Return whether a pattern that doesn't match a serviceId could match it with an engine behind.
 
     Args:
         pattern: as for `matches`.
@@ -73,9 +73,9 @@ def needs_engine(pattern: str, service_id: str) -> bool:
 
 def covers_vendor(pattern: str, vendor: str) -> bool:
     """
-    Tell whether a pattern covers anything of a vendor, whatever the task and the engine.
+    Return whether a pattern covers anything of a vendor, whatever the task and the engine.
 
-    This is what listing the vendor's models takes (see `RouteMatch.listing`).
+    A token with such a pattern may list the vendor's models (see `RouteMatch.listing`).
     """
     task, colon, rest = pattern.partition(":")
     if not colon:

@@ -1,12 +1,13 @@
 """
-What a request to an AI service is called, and where it goes.
+An AI service: the serviceId of each request to it, and the path that it is asked for.
 
 The task of a serviceId comes from the service's routes. A path that no route lists literally has the task `other`, so a
-token that was made for one task reaches no path that the catalogue doesn't know:
+token for one task reaches no path that the catalogue doesn't know:
 
-    service = catalog.ServiceCatalog.load().get("openai")
-    match = service.route("POST", b"/chat/completions")   # match.service_id == "chat:openai.com"
-    service.upstream_target(b"/chat/completions")         # b"/v1/chat/completions"
+    service = ServiceCatalog.load().get("openai")
+    match, target = service.resolve("POST", b"/chat/completions")
+    match.service_id    # "chat:openai.com"
+    target              # b"/v1/chat/completions"
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ __all__ = [
 @dataclass(frozen=True, slots=True)
 class CredentialStyle:
     """
-    How a service wants its credential. Several places are allowed, each gets the whole credential.
+    How a service wants its credential. It may want it in several places; each gets the whole credential.
 
     Attributes:
-        headers: name in lower case, and the value's format with one `{secret}`.
-        query: name of a parameter in the query that gets the credential, or None.
-        strategy: name of the way to make the credential where it is more than the secret (`google-cloud`, `aws-sigv4`), or
-            None.
-        options: the strategy's, by name.
-        header_names: of the headers that carry the credential.
+        headers: pairs of a name in lower case and a value's format with one `{secret}`.
+        query: name of the query parameter that carries the credential, or None.
+        strategy: name of the credential strategy (`google-cloud`, `aws-sigv4`), or None where the secret is the credential.
+        options: names and values of the strategy's options.
+        header_names: names of the headers that carry the credential.
     """
 
     headers: tuple[tuple[bytes, str], ...] = ()
@@ -56,7 +56,7 @@ class CredentialStyle:
         object.__setattr__(self, "header_names", frozenset(name for name, _ in self.headers))
 
     def headers_for(self, secret: str) -> list[tuple[bytes, bytes]]:
-        """Return the raw headers that carry `secret`, which is ASCII; none for an empty one."""
+        """Return the raw headers that carry `secret`, which is ASCII. An empty secret has none."""
         if not secret:
             return []
         return [(name, template.replace("{secret}", secret).encode("ascii")) for name, template in self.headers]
@@ -65,16 +65,16 @@ class CredentialStyle:
 @dataclass(frozen=True, slots=True)
 class RouteMatch:
     """
-    What one request to a service is.
+    The meaning of one request to a service.
 
     Attributes:
         task: kebab-case word, such as `chat`; `other` for a path that the catalogue doesn't list.
-        vendor: the service's vendor, such as `openai.com`.
+        vendor: vendor of the service, such as `openai.com`.
         engine_source: where the engine stands: `json:<key>`, `form:<key>` (both for `engines.read_engine`),
-            `query:<key>` (for `engines.read_query_engine`), `path` (then `engine` has it), or None: it has none.
-        engine: the engine from the path, or "".
-        credential: how this path wants the credential.
-        errors: whose error shape this path's SDK reads.
+            `query:<key>` (for `engines.read_query_engine`), or `path` (then `engine` has it); None where there is no engine.
+        engine: engine from the path, or "".
+        credential: how this path wants its credential.
+        errors: dialect of this path's errors.
         default_headers: raw headers that are sent where the client sent none of that name.
     """
 
@@ -88,7 +88,7 @@ class RouteMatch:
 
     @property
     def listing(self) -> bool:
-        """Whether this lists models, which any token with a secret for the vendor may (see `covers_vendor`)."""
+        """Whether the request lists models. Any token with a secret for the vendor may (see `covers_vendor`)."""
         return self.task == "models"
 
     @property
@@ -103,7 +103,7 @@ class RouteMatch:
 
 @dataclass(frozen=True, slots=True)
 class PathProtocol:
-    """What the paths under `prefix` speak: a service can have a second vendor's protocol beside its own."""
+    """The protocol of the paths below `prefix`. A service can have a second vendor's protocol beside its own."""
 
     prefix: bytes
     credential: CredentialStyle
@@ -121,20 +121,20 @@ class Route:
     engine_source: str | None
 
 
-# Bytes that a path never has here: outside printable ASCII; backslash, fragment and query; an escape that is none
-# (IIS's %u002e among them); an escaped control character or backslash.
+# Bytes that no path may have: outside printable ASCII; backslash, fragment and query; a malformed escape (IIS's %u002e
+# among them); an escaped control character or backslash.
 _UNSAFE = re.compile(rb"[^!-~]|[\\#?]|%(?![0-9A-Fa-f]{2})|%(?:[01][0-9A-Fa-f]|7[Ff]|5[Cc])")
 
 
 def check_path(path: bytes) -> None:
     """
-    Refuse a path that an upstream could take for another one than it looks like.
+    Refuse a path that an upstream could read as another path.
 
-    Escapes are decoded once, as RFC 3986, 6.2.2 lets anybody do on the way; `%252e` stays what it is. Path parameters
+    Escapes are decoded once, as anybody on the way may do (RFC 3986, 6.2.2); `%252e` stays as it is. Path parameters
     (`..;x=y`, RFC 3986, 3.3) and blanks don't hide a dot segment, and overlong UTF-8 (`%c0%ae`) is no UTF-8.
 
     Raises:
-        InvalidRequest
+        InvalidRequest: the path is ambiguous or malformed.
     """
     if _UNSAFE.search(path) or (path and path[:1] != b"/") or path[:2] == b"//":
         raise InvalidRequest("The path has a character or an escape that is not allowed.")
@@ -152,23 +152,23 @@ def _under(path: bytes, prefix: bytes) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/")
 
 
-# Placeholders never take an escape (but for `{/*}`, see below) nor a `;`: what an upstream could read in two ways is
-# not literally the listed path, and so is `other`. A dot segment doesn't get as far as this.
+# Placeholders match no `;`, and no escape but for those below: a path that an upstream could read in two ways is not
+# literally the listed path, so it is `other`. `check_path` has refused dot segments before.
 PLACEHOLDERS: dict[str, bytes] = {
     "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
     "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
     "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
     # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
     "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
-    # Nothing, or any segments below. SDKs escape the slash of an id such as `meta-llama/Llama-3`; however often an
-    # upstream decodes that, it stays below the listed path.
+    # Nothing, or any segments below. SDKs escape the slash of an id such as `meta-llama/Llama-3`. However often an upstream
+    # decodes it, the path stays below the listed one.
     "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
 }
 PLACEHOLDER = re.compile(r"(\{[^{}]*\})")
 
 
 def _compile_path(path: str) -> re.Pattern[bytes] | None:
-    """Return the path template as a pattern, or None for a path without placeholders."""
+    """Return the pattern of a path with placeholders, or None for a path without."""
     parts = PLACEHOLDER.split(path)
     if len(parts) == 1:
         return None
@@ -176,12 +176,20 @@ def _compile_path(path: str) -> re.Pattern[bytes] | None:
 
 
 class RouteTable:
-    """A service's routes, compiled: exact paths in a dict, templates in the order in which they are tried."""
+    """
+    A service's routes, compiled.
+
+    Args:
+        vendor: vendor of the service.
+        unlisted_task: task of a path that no route lists.
+        protocols: the protocols by prefix; the last one has the prefix "", so that one always fits.
+        routes: the routes, in the order of trying. Exact paths are tried before those with placeholders.
+    """
 
     def __init__(self, vendor: str, unlisted_task: str, protocols: tuple[PathProtocol, ...], routes: Iterable[Route]) -> None:
         self._vendor = vendor
         self._unlisted_task = unlisted_task
-        self._protocols = protocols  # the last one has the prefix "", so that one always fits
+        self._protocols = protocols
         self._exact: dict[tuple[str, bytes], RouteMatch] = {}
         self._templates: list[tuple[str, re.Pattern[bytes], Route]] = []
         for route in routes:
@@ -193,6 +201,7 @@ class RouteTable:
                 self._exact.setdefault((route.method, path), self._match(path, route.task, route.engine_source, ""))
 
     def find(self, method: str, path: bytes) -> RouteMatch:
+        """Return the meaning of a request. `path`: the upstream's path, checked, without the base URL's own."""
         exact = self._exact.get((method, path)) or self._exact.get(("ANY", path))
         if exact is not None:
             return exact
@@ -210,21 +219,21 @@ class RouteTable:
 @dataclass(frozen=True, eq=False)
 class Service:
     """
-    One AI service: where it is, how it wants its credential, and what its paths do. Made by `ServiceCatalog.load`.
+    One AI service: its address, its credential style, and the meaning of its paths. Made by `ServiceCatalog.load`.
 
     Attributes:
         name: first segment of our path, such as `openai`.
-        vendor: the vendor in serviceIds, such as `openai.com`.
-        base_url: where it is, or None for an embedded service and for one that the configuration must complete.
-        api_prefix: what is added to a path where the client left it out, such as `/v1`.
+        vendor: vendor in serviceIds, such as `openai.com`.
+        base_url: URL of the service; None where it is embedded, or the configuration must still name the URL.
+        api_prefix: beginning of the service's paths that a client may leave out, such as `/v1`.
         other_prefixes: beginnings of paths that are not below `api_prefix`.
-        credential: how it wants its credential; a `RouteMatch` says it for one path.
-        errors: whose error shape its SDK reads; a `RouteMatch` says it for one path.
+        credential: how it wants its credential; a `RouteMatch` has the style of one path.
+        errors: dialect of its errors; a `RouteMatch` has the dialect of one path.
         default_headers: raw headers that are sent where the client sent none of that name.
-        embedded: answered inside this process (`dummy`).
+        embedded: whether it runs inside this process (`dummy`).
         delay: seconds between streamed pieces of an embedded service.
-        scheme, host, port, host_header, base_path: the parts of `base_url`; empty and 0 without one. `host` is without
-            brackets, `host_header` is what belongs into `Host`, `base_path` has no slash at its end.
+        scheme, host, port, host_header, base_path: parts of `base_url`; empty and 0 without one. `host` has no brackets,
+            `host_header` is the value of `Host`, `base_path` has no trailing slash.
         origin: (scheme, host, port).
     """
 
@@ -252,41 +261,21 @@ class Service:
 
     @property
     def available(self) -> bool:
-        """Whether requests can be answered: it is embedded, or has a base URL."""
+        """Whether requests can be served: the service is embedded, or has a base URL."""
         return self.embedded or self.base_url is not None
-
-    def route(self, method: str, rest: bytes) -> RouteMatch:
-        """
-        Find what a request does.
-
-        Args:
-            method: the HTTP method, upper case; `GET` for a WebSocket.
-            rest: the raw path after `/<name>`: empty, or beginning with a slash; without the query.
-
-        Raises:
-            InvalidRequest: the path has dot segments, control characters and the like.
-        """
-        return self._routes.find(method, self._complete(rest))
-
-    def upstream_target(self, rest: bytes) -> bytes:
-        """
-        Make the path that is asked of the upstream: the base URL's own path, the API prefix where the client left it
-        (or the beginning of it) out, and `rest` byte for byte.
-
-        Args:
-            rest: as for `route`.
-
-        Raises:
-            InvalidRequest: as for `route`.
-        """
-        return self.base_path + self._complete(rest)
 
     def resolve(self, method: str, rest: bytes) -> tuple[RouteMatch, bytes]:
         """
-        Return what `route` and `upstream_target` do, in one step.
+        Find what a request does, and the path that the upstream is asked for.
+
+        That path is the base URL's own path, the part of the API prefix that the client left out, and `rest` byte for byte.
+
+        Args:
+            method: HTTP method in upper case; `GET` for a WebSocket.
+            rest: raw path after `/<name>`, without the query; empty, or beginning with a slash.
 
         Raises:
-            InvalidRequest: as for `route`.
+            InvalidRequest: the path has dot segments, control characters and the like.
         """
         path = self._complete(rest)
         return self._routes.find(method, path), self.base_path + path

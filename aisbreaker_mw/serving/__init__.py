@@ -1,4 +1,4 @@
-"""The server's side of HTTP/1.1 and WebSockets, as protocols of uvicorn, and the process that serves."""
+"""The server: HTTP/1.1 and WebSockets as protocols of uvicorn, and the process that serves."""
 
 from .http_protocol import HTTPProtocol
 from .server import run

@@ -1,4 +1,4 @@
-"""A connection of uvicorn's server, whatever is spoken on it."""
+"""Base class of the server's protocols."""
 
 import asyncio
 import contextvars
@@ -17,13 +17,13 @@ __all__ = ["BaseProtocol"]
 
 class BaseProtocol(asyncio.Protocol):
     """
-    What uvicorn's server asks of a protocol, but for `data_received`, `connection_lost` and `shutdown`.
+    A connection of uvicorn's server. Subclasses add `data_received`, `connection_lost` and `shutdown`.
 
     Args:
-        config: the server's.
-        server_state: what all its connections share.
-        app_state: what the app's lifespan left.
-        loop: on which it runs; the running one when not given.
+        config: the server's configuration.
+        server_state: the state that all of the server's connections share.
+        app_state: the state that the app's lifespan left.
+        loop: the event loop; by default the current one.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class BaseProtocol(asyncio.Protocol):
         self.logger = logging.getLogger("uvicorn.error")
         self.access_logger = logging.getLogger("uvicorn.access")
         self.access_log = self.access_logger.hasHandlers()
-        self.transport: asyncio.Transport  # these are there from connection_made() on
+        self.transport: asyncio.Transport  # this and `flow` are set by connection_made()
         self.flow: FlowControl
         self.server: tuple[str, int | None] | None = None
         self.client: tuple[str, int] | None = None
         self.scheme = "http"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = stream = cast("asyncio.Transport", transport)  # uvloop's are none of asyncio's classes
+        self.transport = stream = cast("asyncio.Transport", transport)  # uvloop's class is not asyncio's
         self.flow = FlowControl(stream)
         self.server = get_local_addr(stream)
         self.client = get_remote_addr(stream)
         self.scheme = "https" if is_ssl(stream) else "http"
-        self.server_state.connections.add(cast(Any, self))  # uvicorn names its own classes
+        self.server_state.connections.add(cast(Any, self))  # uvicorn's set is typed by its own classes
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()
@@ -63,25 +63,25 @@ class BaseProtocol(asyncio.Protocol):
         self.flow.resume_writing()
 
     def leave(self) -> None:
-        """Be none of the server's connections any more."""
+        """Remove this from the server's open connections."""
         self.server_state.connections.discard(cast(Any, self))
 
     def start(self, run: Callable[[ASGIApp], Coroutine[Any, Any, None]]) -> None:
-        """Run the app for a request, in a task of its own; where the server has enough to do, one that refuses it."""
+        """Run the app for a request in a task of its own. An overloaded server runs an app that refuses the request."""
         app: Any = self.config.loaded_app
         tasks = self.server_state.tasks
         limit = self.config.limit_concurrency
         if limit is not None and limit <= max(len(self.server_state.connections), len(tasks)):
             app = service_unavailable
             self.logger.warning("Exceeded concurrency limit.")
-        # None: a copy of the context that this runs in.
+        # None: a copy of the current context.
         context = contextvars.Context() if self.config.reset_contextvars else None
         task = self.loop.create_task(run(app), context=context)
         task.add_done_callback(tasks.discard)
         tasks.add(task)
 
     def hand_over(self, head: bytes) -> None:
-        """Leave the connection to the server's protocol for WebSockets, which reads the head anew."""
+        """Hand the connection over to the server's protocol for WebSockets, which reads the head again."""
         self.leave()
         protocol = cast(Any, self.config.ws_protocol_class)(
             config=self.config, server_state=self.server_state, app_state=self.app_state

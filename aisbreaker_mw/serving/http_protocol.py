@@ -1,13 +1,13 @@
 """
 The server side of HTTP/1.1, as a protocol class for uvicorn (`uvicorn.Config(http=HTTPProtocol)`).
 
-uvicorn feeds whatever arrives to one parser per connection. Here a request is cut out of the stream first, and only then read:
+uvicorn feeds all bytes of a connection to one parser. Here a request is first cut out of the stream, and then read:
 
     bytes → a whole head → RequestHead → the app's task
                              ↘ its body, by Content-Length or ChunkedDecoder → the app's receive()
-                                 ↘ what follows waits for the answer's end, and is the next head
+                                 ↘ the rest waits for the end of the response, and is the next head
 
-So a request is the same in whatever segments it comes, one request is in flight at a time, and nothing after a head (body,
+So it makes no difference in which segments a request comes. One request is in flight at a time. Nothing after a head (body,
 trailers, the next request) can become part of it.
 
 A refusal is an error in the shape of OpenAI's API and closes the connection. It never quotes what was sent.
@@ -16,43 +16,38 @@ A refusal is an error in the shape of OpenAI's API and closes the connection. It
 import asyncio
 import contextlib
 import contextvars
-import logging
 import socket
 import struct
-from secrets import token_hex
 from typing import Any
 from urllib.parse import unquote
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from ..client.responses import error_response
+from ..deadline import NEVER, DeadlineTimer
 from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
 from ..http1.heads import END_OF_HEAD, NO_HEAD, write_head
-from ..telemetry.logs import ACCESS_LOGGER, LogFields
 from .base_protocol import BaseProtocol
 from .cycle import ResponseCycle
+from .refusal import write_refusal
 from .request_head import ChunkedDecoder, Limits, RequestHead
 
 __all__ = ["HTTPProtocol"]
 
-
-_logger = logging.getLogger(ACCESS_LOGGER)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 _LIMITS = Limits()
 
 
-class HTTPProtocol(BaseProtocol):
+class HTTPProtocol(BaseProtocol, DeadlineTimer):
     """
     One client's connection: its requests, one after the other.
 
     Args:
         config: see `BaseProtocol`, as for the next three.
-        limits: what the client may take; `functools.partial` makes a protocol with others.
+        limits: the limits of one client. `functools.partial` makes a protocol with others.
     """
 
     def __init__(
@@ -64,46 +59,43 @@ class HTTPProtocol(BaseProtocol):
         *,
         limits: Limits = _LIMITS,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        BaseProtocol.__init__(self, config, server_state, app_state, _loop)
+        DeadlineTimer.__init__(self, self.loop)
         self.limits = limits
         self._asgi_version = config.asgi_version
         self._keep_alive = config.timeout_keep_alive
         self._grace = config.timeout_graceful_shutdown
-        self.cycle: ResponseCycle | None = None  # the last one, under way or done
-        # What arrived and is not read yet: an incomplete head, or requests after the one in flight.
+        self.cycle: ResponseCycle | None = None  # the last request, under way or done
+        # Bytes that are not read yet: an incomplete head, or requests after the one in flight.
         self._pending = b""
-        self._scanned = 0  # where the search for the head's end goes on
-        self._head_begun = True  # its time runs from the connection's opening
-        # The body that is arriving: its decoder if it is chunked, else how much of it is to come.
+        self._scanned = 0  # where the search for the head's end continues
+        self._head_begun = True  # the first head's time runs from the connection's opening
+        # The body that is arriving: its decoder if it is chunked, else the bytes still to come.
         self._in_body = False
         self._decoder: ChunkedDecoder | None = None
         self._remaining = 0
-        # Its rate: bytes and seconds of reading so far in this window, and since when it is read (None: not now).
+        # The body's rate: bytes and seconds of reading in this window, and since when the server reads (None: not now).
         self._window_bytes = 0
         self._window_spent = 0.0
         self._reading_since: float | None = None
-        # One timer, armed anew only when it fires, or when the deadline comes nearer.
-        self._deadline: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
         self._closing = False
 
-    # The connection's life, as asyncio and uvicorn tell it.
+    # The connection's life, called by asyncio and uvicorn.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._context = contextvars.copy_context()
-        self._set_deadline(self.loop.time() + self.limits.head_timeout)
+        self.set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
         if self.cycle is not None:
             self.cycle.disconnect()
-            self.cycle = None  # which refers to this: the two would wait for the garbage collector
+            self.cycle = None  # it refers back to this, and both would wait for the garbage collector
         self.flow.resume_writing()
         self.transport.close()
         self._stop()
-        self._cancel_timer()
+        self.stop_timer()
 
     def data_received(self, data: bytes) -> None:
         if self._in_body:
@@ -118,7 +110,7 @@ class HTTPProtocol(BaseProtocol):
             self._hold(data)
 
     def shutdown(self) -> None:
-        """Close an idle connection; let an answer in flight finish within uvicorn's `timeout_graceful_shutdown`."""
+        """Close an idle connection. A response in flight may finish within uvicorn's `timeout_graceful_shutdown`."""
         if self._closing or self.cycle is None or self.cycle.response_complete:
             self._stop()
             self.transport.close()
@@ -127,10 +119,10 @@ class HTTPProtocol(BaseProtocol):
             cycle.keep_alive = False
             grace = self._grace
             if grace is not None:
-                # uvicorn waits a little longer before it cancels the app's tasks, so what they do then is not seen.
+                # uvicorn waits a little longer before it cancels the app's tasks, so the client sees nothing of that.
                 self.loop.call_later(grace, self.give_up, cycle, ShuttingDown())
 
-    # What arrives.
+    # Bytes that arrive.
 
     def _receive_head(self, data: bytes) -> None:
         if self._pending:
@@ -152,7 +144,7 @@ class HTTPProtocol(BaseProtocol):
             return
         if head.opens_websocket and self.config.ws_protocol_class is not None:
             if end < len(data):
-                self._refuse(InvalidRequest("A WebSocket begins with the answer to its handshake."))
+                self._refuse(InvalidRequest("A WebSocket begins with the response to its handshake."))
             else:
                 self._hand_over(head)
             return
@@ -160,7 +152,7 @@ class HTTPProtocol(BaseProtocol):
         self.cycle = cycle
         length = head.body_length
         if length is not None and end + length <= len(data):
-            # The whole request is here, as with most of them.
+            # The whole request is here, as most requests are.
             cycle.take_body(data[end : end + length], False)
             rest = data[end + length :]
         else:
@@ -180,7 +172,7 @@ class HTTPProtocol(BaseProtocol):
             self._hold(rest)
 
     def _await_head(self) -> None:
-        """Judge an incomplete head as far as can be, and give it time for the rest."""
+        """Refuse an incomplete head that cannot become a good one, else wait for the rest."""
         if len(self._pending) > self.limits.head_bytes:
             self._refuse(HeadTooLarge())
             return
@@ -190,12 +182,12 @@ class HTTPProtocol(BaseProtocol):
         self._scanned = max(len(self._pending) - 3, 0)
         if not self._head_begun:
             self._head_begun = True
-            self._set_deadline(self.loop.time() + self.limits.head_timeout)
+            self.set_deadline(self.loop.time() + self.limits.head_timeout)
 
     def _begin(self, head: RequestHead) -> ResponseCycle:
-        """Make ready for a request's body and answer."""
+        """Make ready for a request's body and response."""
         self._head_begun = False
-        self._deadline = None
+        self.deadline = NEVER
         raw_path, _, query = head.target.partition(b"?")
         path = raw_path.decode("ascii")
         if "%" in path:
@@ -219,7 +211,7 @@ class HTTPProtocol(BaseProtocol):
         return ResponseCycle(self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue)
 
     def _receive_body(self, data: bytes) -> bytes:
-        """Take the part of the body that arrived, and return what follows the body."""
+        """Take the part of the body that arrived, and return the bytes after the body."""
         if self._decoder is not None:
             try:
                 body = self._decoder.feed(data)
@@ -238,10 +230,10 @@ class HTTPProtocol(BaseProtocol):
         if done:
             self._in_body = False
             self._decoder = None
-            self._deadline = None
+            self.deadline = NEVER
         if cycle.response_complete:
             if done and not rest:
-                self._set_deadline(self.loop.time() + self._keep_alive)
+                self.set_deadline(self.loop.time() + self._keep_alive)
         elif body or done:
             cycle.take_body(body, not done)
             if not done and cycle.buffered > HIGH_WATER_LIMIT:
@@ -249,23 +241,23 @@ class HTTPProtocol(BaseProtocol):
         return rest
 
     def _pause_body(self) -> None:
-        """Stop reading a body that the app does not take, and its clock."""
+        """Stop reading a body that the app does not take, and stop its clock."""
         self.flow.pause_reading()
         if self._reading_since is not None:
             self._window_spent += self.loop.time() - self._reading_since
             self._reading_since = None
-            self._deadline = None
+            self.deadline = NEVER
 
     def resume_body(self) -> None:
-        """Read the body on, and let the client's time for it run."""
+        """Read on in the body, and let the client's time for it run."""
         if self._in_body:
             self.flow.resume_reading()
             if self._reading_since is None:
                 self._reading_since = self.loop.time()
-                self._set_deadline(self._reading_since + self.limits.body_grace - self._window_spent)
+                self.set_deadline(self._reading_since + self.limits.body_grace - self._window_spent)
 
     def _hold(self, data: bytes) -> None:
-        """Keep a pipelined request (RFC 9112, 9.3.2) until the answer before it is complete."""
+        """Keep a pipelined request (RFC 9112, 9.3.2) until the response before it is complete."""
         self._pending += data
         if len(self._pending) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
@@ -276,17 +268,17 @@ class HTTPProtocol(BaseProtocol):
             self._receive_head(b"")
 
     def _hand_over(self, head: RequestHead) -> None:
-        self._cancel_timer()
-        self.cycle = None  # of a request before this one; as above
-        # A Content-Length can only be 0 here, and older versions of the library `websockets` take none at all.
+        self.stop_timer()
+        self.cycle = None  # that of an earlier request; as in connection_lost()
+        # A Content-Length can only be 0 here. Older versions of the library `websockets` refuse any.
         headers = [header for header in head.headers if header[0] != b"content-length"]
         self.hand_over(write_head(b"GET %b HTTP/1.1" % head.target, headers))
 
     def _current(self) -> ResponseCycle:
-        assert self.cycle is not None  # noqa: S101 - asked where there was a head only
+        assert self.cycle is not None  # noqa: S101 - called only after a head
         return self.cycle
 
-    # How an answer ends.
+    # The end of a response.
 
     def on_response_complete(self) -> None:
         """Make room for the next request."""
@@ -302,94 +294,70 @@ class HTTPProtocol(BaseProtocol):
         elif self._in_body:
             self.resume_body()
         elif self._pending:
-            # Not from here: this is the app's task, and the next one would inherit its context variables.
+            # Not directly: this runs in the app's task, and the next one would inherit its context variables.
             self.loop.call_soon(self._next_head, context=self._context)
         else:
-            self._set_deadline(self.loop.time() + self._keep_alive)
+            self.set_deadline(self.loop.time() + self._keep_alive)
 
     def give_up(self, cycle: ResponseCycle, error: RequestError) -> None:
-        """End an answer that will not be completed: with `error` if it has not begun, else by cutting the connection."""
+        """End a response that will not be completed: with `error` if it has not begun, else by cutting the connection."""
         if cycle.response_complete or cycle.disconnected:
             return
         cycle.flush_head()
         cycle.disconnect()
         if not cycle.response_started and not self.transport.is_closing():
-            self._answer(error, bodyless=cycle.scope["method"] == "HEAD")
+            self._send_refusal(error, bodyless=cycle.scope["method"] == "HEAD")
             return
         self._stop()
         if cycle.close_delimited:
-            # Without framing only a reset tells that this is not the end.
+            # Without framing, only a reset tells the client that the body is not whole.
             with contextlib.suppress(OSError):
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
         else:
             self.transport.close()
-            self._set_deadline(self.loop.time() + self.limits.linger)
+            self.set_deadline(self.loop.time() + self.limits.linger)
 
     def _refuse(self, error: RequestError) -> None:
-        """Refuse what arrived: instead of the answer in flight, or for want of one."""
+        """Refuse the bytes that arrived. The error ends the response in flight, or is a response of its own."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             self.give_up(cycle, error)
         elif self._in_body:
-            self._linger()  # the request has had its answer
+            self._linger()  # the request has had its response
         else:
-            self._answer(error)
+            self._send_refusal(error)
 
-    def _answer(self, error: RequestError, *, bodyless: bool = False) -> None:
-        request_id = "req_" + token_hex(12)
-        status, headers, body = error_response(error, "openai", request_id)
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
-        lines += [b"connection: close\r\n\r\n", b"" if bodyless else body]
-        self.transport.write(b"".join(lines))
+    def _send_refusal(self, error: RequestError, *, bodyless: bool = False) -> None:
+        self.transport.write(write_refusal(error, self.server_state.default_headers, self.client, bodyless=bodyless))
         self._linger()
-        host = self.client[0] if self.client else None
-        _logger.info(LogFields({"request_id": request_id, "client": host, "status": status, "error": error.code}))
 
     def _linger(self) -> None:
         """
         Close, but go on reading for a moment.
 
-        RFC 9112, 9.6: closing while the client still sends makes its TCP stack drop the answer, so the write side is
-        closed first.
+        RFC 9112, 9.6: if the server closed while the client still sends, the client's TCP stack could drop the response. So the
+        write side is closed first.
         """
         self._stop()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._set_deadline(self.loop.time() + self.limits.linger)
+        self.set_deadline(self.loop.time() + self.limits.linger)
 
     def _stop(self) -> None:
-        """Take no request any more."""
+        """Take no more requests."""
         self._closing = True
         self._in_body = False
         self._decoder = None
         self._pending = b""
-        self._deadline = None
+        self.deadline = NEVER
 
-    # The timer.
+    # The deadline.
 
-    def _set_deadline(self, when: float) -> None:
-        self._deadline = when
-        if self._timer is None or when < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = when
-            self._timer = self.loop.call_at(when, self._on_timer)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._deadline is None:
-            return
-        if self.loop.time() < self._deadline:
-            self._set_deadline(self._deadline)
-        elif self._closing:
+    def on_deadline(self) -> None:
+        """Close where a head, a body, the next request or the end of a closing connection took too long."""
+        if self._closing:
             self.transport.abort()
         elif self._in_body:
             self._judge_rate()
@@ -406,4 +374,4 @@ class HTTPProtocol(BaseProtocol):
         self._window_bytes = 0
         self._window_spent = 0.0
         self._reading_since = self.loop.time()
-        self._set_deadline(self._reading_since + self.limits.body_grace)
+        self.set_deadline(self._reading_since + self.limits.body_grace)

@@ -1,4 +1,4 @@
-"""Requests of HTTP/1.1 without I/O (RFC 9112): a whole head is read strictly, a chunked body is taken apart."""
+"""Requests of HTTP/1.1, decoded without I/O (RFC 9112): whole heads, and chunked bodies."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..exceptions import HeadTooLarge, InvalidRequest
+from ..http1.grammar import TOKEN
 from ..http1.heads import FRAMING, MalformedHead, by_name, read_fields, read_framing, read_options
 
 __all__ = ["ChunkedDecoder", "Limits", "RequestHead"]
@@ -14,15 +15,15 @@ __all__ = ["ChunkedDecoder", "Limits", "RequestHead"]
 @dataclass(frozen=True, slots=True)
 class Limits:
     """
-    What one client may take of the server before the app is asked.
+    Limits of one client, before the app is asked.
 
     Args:
-        headers: fields in a request's head; as many in its trailer section.
-        head_bytes: bytes of a request's head, request line and line ends included; as many in its trailer section.
-        head_timeout: seconds from a head's first byte to its last; for a connection's first request, from its opening.
-        body_rate: bytes per second of body that the client sends at least, on average over each `body_grace`.
-        body_grace: seconds over which the rate is averaged, counting only time in which the server was reading.
-        linger: seconds for which a refused client's bytes are still read (and dropped), so that the refusal reaches it.
+        headers: most fields in a request's head, and most in its trailer section.
+        head_bytes: largest head, in bytes, request line and line ends included; also the largest trailer section.
+        head_timeout: seconds from a head's first byte to its last. The first head's time runs from the connection's opening.
+        body_rate: least bytes of body per second, on average over each `body_grace`.
+        body_grace: seconds over which the rate is averaged. Only time in which the server reads counts.
+        linger: seconds for which the bytes of a refused client are still read and dropped, so that the refusal reaches it.
     """
 
     headers: int = 100
@@ -35,10 +36,10 @@ class Limits:
 
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!\"$-~]*) HTTP/1\.([01])")
 _OTHER_TARGET = re.compile(rb"[A-Z][A-Z-]* [!-~]+ HTTP/1\.[01]")
-# RFC 3986, 3.2.2, without the percent-encoding and sub-delims that no name in DNS has.
+# RFC 3986, 3.2.2, without percent-encoding and sub-delims, which no name in DNS has.
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ONCE = (b"host", *FRAMING)
-# The HTTP Method Registry (RFC 9110, 16.1.1), without CONNECT, which is no request for a path.
+# The HTTP Method Registry (RFC 9110, 16.1.1) without CONNECT, whose target is no path.
 _METHODS = {
     name.encode("ascii"): name
     for name in (
@@ -55,12 +56,12 @@ class RequestHead:
     A request's head, read strictly (RFC 9112, 2 to 6).
 
     Args:
-        data: the head's bytes, up to and with the empty line.
-        limits: `headers` is checked here.
+        data: bytes of the head, including the empty line.
+        limits: the limits; only `headers` is checked here.
 
     Raises:
-        InvalidRequest: it is malformed, or its framing is ambiguous, or its target is not a path.
-        HeadTooLarge: it has too many header fields.
+        InvalidRequest: the head is malformed, its framing is ambiguous, or its target is not a path.
+        HeadTooLarge: the head has too many fields.
     """
 
     __slots__ = (
@@ -90,9 +91,9 @@ class RequestHead:
         self.keep_alive = minor == b"1"
         self.expects_continue = False
         self.upgrade: bytes | None = None
-        """Protocol that the client would like to change to, in lower case (RFC 9110, 7.8)."""
+        """Protocol that the client asks to change to, in lower case (RFC 9110, 7.8)."""
         self.body_length: int | None = 0
-        """Bytes of body; None for a chunked one."""
+        """Bytes of the body, or None for a chunked one."""
         if len(lines) > limits.headers:
             raise HeadTooLarge
         try:
@@ -105,14 +106,14 @@ class RequestHead:
     @property
     def opens_websocket(self) -> bool:
         """
-        Whether this is an opening handshake (RFC 6455, 4.1: GET, and HTTP/1.1 at least), which has no body.
+        Whether this is a WebSocket's opening handshake (RFC 6455, 4.1: GET and HTTP/1.1), which has no body.
 
-        The Upgrade header of any other request may be ignored (RFC 9110, 7.8).
+        In any other request the Upgrade header may be ignored (RFC 9110, 7.8).
         """
         return self.upgrade == b"websocket" and self.method == "GET" and self.http_version == "1.1" and self.body_length == 0
 
     def _read_special(self) -> None:
-        """Read what the server itself has to know: that there is one Host, and where the body ends."""
+        """Read the fields that are for the server: Host, the body's framing, Expect, Connection."""
         fields = by_name(self.headers, _ONCE)
         host = fields.get(b"host")
         if host is None:
@@ -124,13 +125,13 @@ class RequestHead:
             raise InvalidRequest("The Host header is malformed.")
         length, chunked = read_framing(fields)
         if chunked and self.http_version == "1.0":
-            raise InvalidRequest("HTTP/1.0 has no chunked bodies.")  # RFC 9112, 6.1: the framing is faulty
+            raise InvalidRequest("HTTP/1.0 has no chunked bodies.")  # RFC 9112, 6.1: such framing is faulty
         self.body_length = None if chunked else length or 0
         if b"expect" in fields:
-            # RFC 9110, 10.1.1: to be ignored in an HTTP/1.0 request.
+            # RFC 9110, 10.1.1: ignored in an HTTP/1.0 request.
             self.expects_continue = fields[b"expect"].lower() == b"100-continue" and self.http_version == "1.1"
         connection = fields.get(b"connection")
-        if connection is not None and connection != b"keep-alive":  # what nearly every client says, and HTTP/1.1 anyway
+        if connection is not None and connection != b"keep-alive":  # sent by nearly every client, and HTTP/1.1's default
             options = read_options(connection)
             self.keep_alive = self.keep_alive and b"close" not in options
             if b"upgrade" in options and b"upgrade" in fields:
@@ -143,44 +144,46 @@ def _refuse_line(line: bytes) -> NoReturn:
     raise InvalidRequest("The request line is malformed.")
 
 
-# Without the "bad whitespace" before an extension: parsers differ on it, and nobody sends it.
+# The "bad whitespace" before an extension is refused: parsers differ on it, and nobody sends it.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
-# RFC 9110, 6.5.1: fields that frame a message are no trailers.
-_TRAILER_LINE = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+# RFC 9110, 6.5.1: fields that frame a message must not be trailers.
+_TRAILER_LINE = re.compile(
+    rb"(?!(?i:content-length|transfer-encoding):)" + TOKEN.encode("ascii") + rb":[\t\x20-\x7e\x80-\xff]*"
+)
 _CHUNK_LINE_BYTES = 1024
+"""Longest line, in bytes, of a chunk's size and extensions."""
 
 
 class ChunkedDecoder:
     """
-    Take the chunks apart (RFC 9112, 7.1). Chunk extensions and trailers are checked for their form, and dropped.
+    Decodes a chunked body (RFC 9112, 7.1). The form of chunk extensions and trailers is checked; then they are dropped.
 
     Args:
-        limits: `headers` and `head_bytes` bound the trailer section.
+        limits: the limits; `headers` and `head_bytes` bound the trailer section.
     """
 
     __slots__ = ("_left", "_limits", "_line", "_state", "_trailer_bytes", "_trailers", "done", "rest")
 
     def __init__(self, limits: Limits) -> None:
         self.done = False
-        """Whether the body's end was seen."""
+        """Whether the body has ended."""
         self.rest = b""
-        """What followed the body's end."""
+        """Bytes after the body's end."""
         self._limits = limits
         self._line = b""  # an incomplete line
         self._left = 0  # bytes of the chunk's data still to come
-        # Of the class: a method of its own would refer back to this, and only the garbage collector free it.
+        # The class's function: a bound method would refer back to this object, and only the garbage collector would free it.
         self._state: Callable[[ChunkedDecoder, bytes], None] = ChunkedDecoder._size
         self._trailers = 0
         self._trailer_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
         """
-        Take what arrived and return the part of the body that is in it.
+        Take bytes that arrived and return the part of the body in them.
 
         Raises:
             InvalidRequest: the framing is malformed, or a chunk's extensions are too long.
-            HeadTooLarge: the trailer section is.
+            HeadTooLarge: the trailer section is too large.
         """
         pieces: list[bytes] = []
         position = 0
@@ -206,7 +209,7 @@ class ChunkedDecoder:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _check_line(self, line: bytes) -> None:
-        """Refuse an incomplete line as soon as it can't become a good one."""
+        """Refuse an incomplete line that can't become a good one."""
         if b"\n" in line or b"\r" in line[:-1]:
             _refuse_chunks()
         if self._state == ChunkedDecoder._after_data:

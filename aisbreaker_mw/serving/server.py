@@ -1,9 +1,9 @@
 """
-Run an ASGI app on uvicorn: our HTTP protocol, one line when it listens, a drain at the end.
+Runs an ASGI app on uvicorn, with our protocols, one line when it listens, and a drain at the end.
 
-SIGTERM or SIGINT begins the drain: nothing new is accepted, idle connections are closed, answers in flight may finish.
-What is not finished after `grace` seconds is cut so that the client sees it. Then the app's lifespan ends. A second signal
-cuts at once.
+SIGTERM or SIGINT begins the drain. No connection is accepted any more, idle ones are closed, and responses in flight may
+finish. After `grace` seconds the rest is cut, and clients can see that. Then the app's lifespan ends. A second signal cuts at
+once.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ __all__ = ["run"]
 _logger = logging.getLogger("aisbreaker_mw.server")
 
 _BACKLOG = 2048
-_KEEP_ALIVE = 75  # seconds; longer than the pools of AI SDKs keep an idle connection, so that they close it, not we
+_KEEP_ALIVE = 75  # seconds; longer than AI SDKs keep an idle connection, so that the client closes it, not the server
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 _LOG_CONFIG: dict[str, Any] = {
@@ -58,19 +58,18 @@ def run(
 
     Args:
         app: factory of the ASGI app, or its import string (`aisbreaker_mw:create_app`).
-        host: address or name to listen on; a name that has several addresses is served on each.
-        port: TCP port; 0 takes a free one. The line `aisbreaker is listening on http://HOST:PORT` tells which.
-        workers: processes. Above 1 the app must be an import string, as every worker makes its own.
-        grace: seconds for answers in flight after the first signal.
-        log_config: a `logging.config.dictConfig`; lines on stderr when not given. Workers apply it as well, so it must
-            be picklable.
-        http: makes a connection's protocol; `functools.partial(HTTPProtocol, limits=...)` brings other limits.
+        host: address or name to listen on. A name with several addresses is served on each.
+        port: TCP port, or 0 for a free one. The line `aisbreaker is listening on http://HOST:PORT` tells which.
+        workers: number of processes. Above 1 the app must be an import string, as every worker makes its own.
+        grace: seconds for responses in flight after the first signal.
+        log_config: a `logging.config.dictConfig`; by default lines on stderr. It must be picklable, as workers apply it too.
+        http: factory of a connection's protocol. `functools.partial(HTTPProtocol, limits=...)` sets other limits.
 
     Returns:
         The process's exit status: 0 after a drain, 1 when the start failed or a second signal cut the drain short.
 
     Raises:
-        ValueError: several workers, and the app is no import string.
+        ValueError: there are several workers, and the app is no import string.
     """
     if workers > 1 and not isinstance(app, str):
         raise ValueError("several workers need the app as an import string")
@@ -81,15 +80,15 @@ def run(
         port=port,
         workers=workers,
         loop="auto",
-        http=cast(Any, http),  # uvicorn asks for a class, and only calls it
+        http=cast(Any, http),  # uvicorn is typed for a class, but only calls it
         ws=WebSocketProtocol,
-        ws_per_message_deflate=False,  # nor is it offered to the services, see websocket.py
+        ws_per_message_deflate=False,  # not offered to the services either, see upstream/websocket.py
         lifespan="on",
         log_config=_LOG_CONFIG if log_config is None else log_config,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        date_header=True,  # ours adds it only where the app's answer has none
+        date_header=True,  # HTTPProtocol adds it only where the app's response has none
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # asyncio.wait_for takes any number
@@ -107,14 +106,14 @@ def run(
         server.run(sockets)
         return int(server.force_exit)
     except SystemExit:
-        return 1  # uvicorn's way of telling that the start failed, which it has logged
+        return 1  # uvicorn raises it when the start failed, and has logged why
     finally:
         for each in sockets:
             each.close()
 
 
 class _Config(uvicorn.Config):
-    """Tells an unusable configuration in one line, and ends the process so that a supervisor does not start it again."""
+    """Reports an unusable configuration in one line, and ends the process so that a supervisor does not restart it."""
 
     def load(self) -> None:
         try:
@@ -125,7 +124,7 @@ class _Config(uvicorn.Config):
 
 
 class _Server(uvicorn.Server):
-    """One process. Ends with a status, where uvicorn's would die of the signal that stopped it."""
+    """The server in one process. It ends with a status; uvicorn's own would die of the signal that stopped it."""
 
     def __init__(self, config: uvicorn.Config, url: str) -> None:
         super().__init__(config)
@@ -150,7 +149,7 @@ class _Supervisor(Multiprocess):
         self._forced = False
 
     def serve(self) -> int:
-        """Run until a signal, and return the exit status."""
+        """Run until a signal. Return the exit status."""
         self.run()
         failed = any(process.exitcode == STARTUP_FAILURE for process in self.processes)
         return int(failed or self._forced)
@@ -175,7 +174,7 @@ class _Supervisor(Multiprocess):
     def _force(self) -> None:
         for process in self.processes:
             if process.exitcode is None and process.pid is not None:
-                # uvicorn's workers take a second SIGINT, and only that, as the order to cut.
+                # uvicorn's workers cut on a second SIGINT, and on no other signal.
                 os.kill(process.pid, signal.SIGKILL if self._forced else signal.SIGINT)
         self._forced = True
 
@@ -188,8 +187,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     """
     Return a listening socket for each of the host's addresses that this machine has, all on one port.
 
-    They listen from here on, and not only once the app is up: with SO_REUSEADDR a bound port is still anybody's, and uvloop
-    does not tell when it fails to listen.
+    They listen before the app is up. With SO_REUSEADDR another process could still take a port that is only bound, and uvloop
+    does not report that it fails to listen.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))

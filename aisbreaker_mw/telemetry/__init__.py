@@ -1,1 +1,1 @@
-"""What an operator sees of the server: its log."""
+"""The log, which tells an operator what the server does."""

@@ -1,17 +1,19 @@
-"""Log lines: one per request, as text or JSON, with nothing in them that is secret."""
+"""Log lines: one per request, as text or JSON, without secrets."""
 
 import json
 import logging
 import time
 import traceback
 from collections.abc import Mapping
+from secrets import token_hex
 from typing import Any
 
 import orjson
 
 ACCESS_LOGGER = "aisbreaker_mw.access"
+"""Name of the logger of the line per request."""
 
-# Libraries below us that tell headers, URLs or scopes at low levels.
+# Loggers of our libraries that tell headers, URLs or scopes at low levels.
 _TALKATIVE = (
     "httpcore.connection",
     "httpcore.http11",
@@ -30,7 +32,7 @@ _TALKATIVE = (
 
 
 class LogFields(dict[str, Any]):
-    """The message of a structured log line: its text is `name=value ...`, control characters escaped."""
+    """Message of a structured log line. Its text is `name=value ...`, with control characters escaped. None is left out."""
 
     def __str__(self) -> str:
         return " ".join(f"{name}={_escaped(value)}" for name, value in self.items() if value is not None)
@@ -43,8 +45,13 @@ def _escaped(value: Any) -> str:
     return json.dumps(text)
 
 
+def new_request_id() -> str:
+    """Return a fresh name for a request, for its log line and its response."""
+    return "req_" + token_hex(12)
+
+
 class TextFormatter(logging.Formatter):
-    """`time level logger message`, on one line whatever the message and a traceback hold."""
+    """Formats `time level logger message` on one line, even where the message or a traceback has line ends."""
 
     converter = staticmethod(time.gmtime)
 
@@ -55,12 +62,12 @@ class TextFormatter(logging.Formatter):
         return super().format(record).translate(_CONTROLS)
 
 
-# Control characters, and what else ends a line (Unicode Standard, 5.8).
+# Control characters, and the other characters that end a line (Unicode Standard, 5.8).
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, then the fields of the message, or `message`."""
+    """Formats one JSON object a line: `time`, `level`, `logger`, then the fields of the message, or `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -76,7 +83,7 @@ class JSONFormatter(logging.Formatter):
             fields["traceback"] = self.formatException(record.exc_info)
         try:
             line = orjson.dumps(fields, default=str).decode("utf-8")
-        except TypeError:  # a lone surrogate: bytes that were no UTF-8 (PEP 383)
+        except TypeError:  # a lone surrogate, from bytes that are not UTF-8 (PEP 383)
             line = json.dumps(fields, default=str)
         return line.translate(_CONTROLS)
 
@@ -86,12 +93,12 @@ def _refuse_details(record: logging.LogRecord) -> bool:
 
 
 def _refuse_websockets(record: logging.LogRecord) -> bool:
-    # uvicorn tells a WebSocket's target, with its query, where it tells of its start; below INFO, headers and messages.
+    # uvicorn logs a WebSocket's target with its query when it starts and, below INFO, its headers and messages.
     return record.levelno >= logging.WARNING or (record.levelno >= logging.INFO and '"WebSocket ' not in str(record.msg))
 
 
 def hush_libraries() -> None:
-    """Keep the libraries below us from logging headers, URLs and query strings, at whatever level they are set to."""
+    """Keep our libraries from logging headers, URLs and query strings, whatever level they are set to."""
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_refuse_details)
     logging.getLogger("uvicorn.error").addFilter(_refuse_websockets)
@@ -99,10 +106,10 @@ def hush_libraries() -> None:
 
 def log_config(level: str, form: str) -> dict[str, Any]:
     """
-    Return the `logging.config.dictConfig` of the standalone server: everything to stderr.
+    Return the `logging.config.dictConfig` of the standalone server. Everything goes to stderr.
 
     Args:
-        level: name of a level of the logging module.
+        level: name of a level of the logging module, such as `INFO`.
         form: `text` or `json`.
     """
     formatter = JSONFormatter if form == "json" else TextFormatter
@@ -117,7 +124,7 @@ def log_config(level: str, form: str) -> dict[str, Any]:
 
 
 def describe_crash(error: BaseException) -> str:
-    """Return where an exception came from, without its text, which may quote anything."""
+    """Return the type of an exception and where it came from, without its text, which may quote anything."""
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
     return f"{type(error).__module__}.{type(error).__qualname__} at {where}"

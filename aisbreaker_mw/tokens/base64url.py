@@ -15,9 +15,11 @@ def b64url_decode(text: str) -> bytes:
     """
     Return the bytes of canonical base64url.
 
+    Only the canonical spelling is taken, so no two texts stand for the same bytes.
+
     Raises:
-        ValueError: with a fixed text, on padding, another alphabet, white space, an impossible length, or bits that are set
-            behind the last byte (RFC 4648, 3.5), so that no two texts stand for the same bytes.
+        ValueError: the text has padding, white space, a foreign character, an impossible length, or bits set behind the last
+            byte (RFC 4648, 3.5). The message is fixed.
     """
     if not _ALPHABET.fullmatch(text) or len(text) % 4 == 1:
         raise ValueError("not base64url without padding")

@@ -1,4 +1,4 @@
-"""What a token says: who may use which secret, how often, until when."""
+"""Claims: the secrets in a token, its quotas, and its expiry."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -7,13 +7,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
 MAX_LIMIT = 2**31
-"""Requests per window."""
+"""Highest limit, in requests per window."""
 PRESENTED_TOKEN = "{{secret}}"  # noqa: S105 - the contract's placeholder
-"""The authSecret that sends the presented token itself on."""
+"""The authSecret that stands for the presented token."""
 
 
 def _whole_number(value: Any) -> Any:
-    # pydantic takes true for 1, and None would read as "no limit" where the caller may have meant none allowed.
+    # pydantic takes true for 1. None is refused because it could mean either no limit or no requests.
     if isinstance(value, bool) or value is None:
         raise ValueError(f"must be an integer from 1 to {MAX_LIMIT}")
     return value
@@ -23,7 +23,7 @@ Limit = Annotated[int | None, BeforeValidator(_whole_number), Field(ge=1, le=MAX
 
 
 class RequestLimits(BaseModel):
-    """Requests per window; an absent window is no limit."""
+    """Requests per window. An absent window has no limit."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
@@ -39,13 +39,13 @@ class RequestLimits(BaseModel):
 
     @classmethod
     def of(cls, windows: list[int | None]) -> "RequestLimits":
-        """Return limits from what `windows` returned."""
+        """Return the limits whose `windows()` are `windows`."""
         names = ("requests_per_minute", "requests_per_hour", "requests_per_day")
         return cls(**{name: limit for name, limit in zip(names, windows, strict=True) if limit is not None})
 
 
 class RequestQuotas(BaseModel):
-    """The contract's `requestQuotas`: what each client address may ask for, and what all of them may together."""
+    """The contract's `requestQuotas`: limits for each client, and limits for all clients together."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
@@ -58,12 +58,12 @@ class RequestQuotas(BaseModel):
 @dataclass(frozen=True, slots=True)
 class ServiceSecret:
     """
-    A secret, and the services that it is for.
+    A secret for the services that a pattern names.
 
     Args:
-        service_id: pattern of serviceIds (`services.matches`).
-        auth_secret: the credential; empty: none is sent; `{{secret}}`: the presented token itself is.
-        others: further credentials, which are used in turn with the first.
+        service_id: serviceId pattern (`services.patterns.matches`).
+        auth_secret: the credential. Empty sends none, `{{secret}}` sends the presented token.
+        others: further credentials, which take turns with the first.
     """
 
     service_id: str
@@ -78,15 +78,15 @@ class ServiceSecret:
 @dataclass(frozen=True, slots=True)
 class TokenClaims:
     """
-    What is sealed in a token. Its repr shows no secret.
+    The claims sealed in a token. Their repr shows no secret.
 
     Args:
-        jti: the token's identifier, 22 characters of base64url (RFC 7519, 4.1.7).
-        iat: when it was sealed, seconds since the epoch.
-        exp: when it ceases to open, seconds since the epoch; that second itself is too late.
-        quotas: requests per window.
-        secrets: in the order in which they are tried.
-        kid: which master key sealed it; empty before it is sealed.
+        jti: token identifier, 22 characters of base64url (RFC 7519, 4.1.7).
+        iat: time of sealing, seconds since the epoch.
+        exp: time of expiry, seconds since the epoch; that second itself is too late.
+        quotas: limits, in requests per window.
+        secrets: secrets in the order in which they are tried.
+        kid: identifier of the master key that sealed it; empty before it is sealed.
     """
 
     jti: str

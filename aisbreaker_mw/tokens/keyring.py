@@ -1,4 +1,4 @@
-"""Master keys: where they come from, what they are called, and the box keys derived from them."""
+"""Master keys: made, read, or stretched from a keyphrase; their identifiers; and the box keys derived from them."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -13,7 +13,7 @@ KEY_BYTES = 32
 MIN_KEYPHRASE_CHARACTERS = 20
 
 # RFC 9106, 4: the second recommended option, 3 passes over 64 MiB. The salt is fixed, so that every replica derives the same
-# key from the same phrase; the length asked of the phrase has to make up for it.
+# key from the same phrase. The minimum length of the phrase makes up for it.
 ARGON2_PASSES = 3
 ARGON2_MEMORY = 64 * 1024 * 1024
 ARGON2_SALT = b"aisbreaker-salt1"
@@ -26,14 +26,14 @@ def generate_key() -> str:
 
 def parse_key(text: str, *, name: str) -> bytes:
     """
-    Return the 32 bytes of a master key as `generate_key` writes it.
+    Return the 32 bytes of a master key that `generate_key` wrote.
 
     Args:
         text: the key.
-        name: what the key is called where the person set it, for the error.
+        name: name of the setting that holds it, for the error.
 
     Raises:
-        ConfigurationError: naming `name`, never the key.
+        ConfigurationError: it is no such key. The message holds `name`, never the key.
     """
     try:
         key = b64url_decode(text.rstrip("="))
@@ -46,33 +46,37 @@ def parse_key(text: str, *, name: str) -> bytes:
 
 def stretch_keyphrase(phrase: str, *, name: str) -> bytes:
     """
-    Return the master key that a keyphrase stands for (Argon2id, RFC 9106). Takes about a tenth of a second and 64 MiB.
+    Return the master key derived from a keyphrase (Argon2id, RFC 9106). Takes about a tenth of a second and 64 MiB.
+
+    Args:
+        phrase: the keyphrase.
+        name: name of the setting that holds it, for the error.
 
     Raises:
-        ConfigurationError: naming `name`, when the phrase has fewer than 20 characters.
+        ConfigurationError: the phrase has fewer than 20 characters. The message holds `name`, never the phrase.
     """
     if len(phrase) < MIN_KEYPHRASE_CHARACTERS:
         raise ConfigurationError(f"{name}: takes at least {MIN_KEYPHRASE_CHARACTERS} characters")
-    # Bytes that are no UTF-8 come out of the environment as surrogates (PEP 383), and go back here.
+    # Python reads bytes of the environment that are no UTF-8 as surrogates (PEP 383). They become the same bytes again.
     data = phrase.encode("utf-8", "surrogateescape")
     return pwhash.argon2id.kdf(KEY_BYTES, data, ARGON2_SALT, ARGON2_PASSES, ARGON2_MEMORY)
 
 
 def key_id(key: bytes) -> str:
-    """Return the `kid` of a master key: 8 characters, from a hash keyed with it, so that it tells nothing about it."""
+    """Return the `kid` of a master key: 8 characters of a hash keyed with it, which reveal nothing about the key."""
     return b64url_encode(blake2b(key=key, person=b"aisbreaker-kid", digest_size=6).digest())
 
 
 class Keyring:
     """
-    The keys of a server: the first seals, all of them open.
+    The master keys of a server. The first one seals, all of them open.
 
     Args:
-        key: 32 bytes; seals and opens.
-        retired: former keys, 32 bytes each; they only open.
+        key: key that seals and opens, 32 bytes.
+        retired: former keys that only open, 32 bytes each.
 
     Raises:
-        ValueError: when a key is not 32 bytes.
+        ValueError: a key does not have 32 bytes.
     """
 
     def __init__(self, key: bytes, retired: Iterable[bytes] = ()) -> None:
@@ -91,17 +95,17 @@ class Keyring:
 
     def box_key(self, kid: str, header: bytes, host: str) -> bytes:
         """
-        Return the SecretBox key of one token header on one host, 32 bytes.
+        Return the SecretBox key for one token header and host, 32 bytes.
 
-        SecretBox has no associated data. Binding the header and the host into the key makes a change to either fail the MAC.
+        SecretBox has no associated data. The key is derived from the header and the host, so a change of either fails the MAC.
 
         Args:
-            kid: names a key of this ring.
-            header: the token's header segment as it stands in the token.
-            host: the name this server is called by, lower case, without port.
+            kid: identifier of a key of this ring.
+            header: header segment as it stands in the token.
+            host: host that the token is bound to, lower case, without port.
 
         Raises:
-            KeyError: when no key of the ring is called `kid`.
+            KeyError: the ring has no key `kid`.
         """
         message = header + b"\0" + host.encode("utf-8")
         return blake2b(message, key=self._keys[kid], person=b"aisbreaker-token", digest_size=KEY_BYTES).digest()

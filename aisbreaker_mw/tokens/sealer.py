@@ -1,17 +1,16 @@
 """
-Sealing claims into tokens, and opening them.
+The sealer: seals claims into tokens, and opens tokens.
 
 A token is `aisbreaker_` + base64url(header) + `.` + base64url(nonce ‖ SecretBox(claims)). The header is the JSON object
 `{"ver":"aisbreaker.org/box/v1","kid":"..."}`. The box is libsodium's XSalsa20-Poly1305 under a key that is derived from the
 master key, the header and the host (`Keyring.box_key`). The claims are a JSON object:
 
     {"jti": "...", "iat": 1700000000, "exp": 1700007200,
-     "quotas": [[minute, hour, day], [minute, hour, day]],    per client, global; null is no limit
+     "quotas": [[minute, hour, day], [minute, hour, day]],    per client, and global; null for no limit
      "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...]}
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_bytes
@@ -22,20 +21,21 @@ from nacl.secret import SecretBox
 from pydantic import SecretStr
 
 from ..exceptions import InvalidToken
+from ..memo import Memo
 from .base64url import b64url_decode, b64url_encode
 from .claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .keyring import Keyring
 
-TOKEN_PREFIX = "aisbreaker_"  # noqa: S105 - what every token begins with
+TOKEN_PREFIX = "aisbreaker_"  # noqa: S105 - no secret: every token begins with it
 VERSION = "aisbreaker.org/box/v1"
 MAX_TOKEN_CHARACTERS = 8000
-"""Servers and proxies commonly refuse header lines over 8 KiB."""
+"""Longest token. Many servers and proxies refuse header lines over 8 KiB."""
 MAX_HEADER_CHARACTERS = 128
 EXPIRED = "The API key has expired."
 
 
 class TokenTooLong(ValueError):
-    """The claims need a token of more than `MAX_TOKEN_CHARACTERS`."""
+    """Raised for claims whose token would be longer than `MAX_TOKEN_CHARACTERS`."""
 
 
 def new_jti() -> str:
@@ -49,27 +49,26 @@ class TokenSealer:
 
     Args:
         keyring: the server's master keys.
-        cache_size: how many opened tokens are kept; the least recently used goes first.
+        cache_size: most opened tokens remembered.
         clock: returns seconds since the epoch.
     """
 
     def __init__(self, keyring: Keyring, *, cache_size: int = 10_000, clock: Callable[[], float] = time.time) -> None:
         self._keyring = keyring
         self._clock = clock
-        self._cache_size = cache_size
-        self._opened: OrderedDict[tuple[str, str], TokenClaims] = OrderedDict()
+        self._opened: Memo[tuple[str, str], TokenClaims] = Memo(cache_size)
 
     def seal(self, claims: TokenClaims, host: str, *, nonce: bytes | None = None) -> str:
         """
-        Return the token that holds `claims` and opens on `host` only.
+        Return a token that holds `claims` and opens on `host` only.
 
         Args:
-            claims: what to seal; their `kid` is not looked at.
-            host: lower case, without port.
-            nonce: 24 bytes; random when not given. Only test vectors give one.
+            claims: claims to seal; their `kid` is ignored.
+            host: host to bind the token to, lower case, without port.
+            nonce: 24 bytes, random by default. Only test vectors give one.
 
         Raises:
-            TokenTooLong: when the token would have more than 8,000 characters.
+            TokenTooLong: the token would have more than 8,000 characters.
         """
         kid = self._keyring.kid
         header = b64url_encode(orjson.dumps({"ver": VERSION, "kid": kid}))
@@ -84,26 +83,22 @@ class TokenSealer:
         Return the claims of a token that opens on `host` and has not expired.
 
         Raises:
-            InvalidToken: it does not open, or it opened and has expired; only then the message says so.
+            InvalidToken: the token does not open, or it has expired. The message mentions expiry only for a token that opened.
         """
         key = (token, host)
-        claims = self._opened.get(key)
+        claims = self._opened[key]
         if claims is None:
             claims = self.open(token, host)
-            self._opened[key] = claims
-            if len(self._opened) > self._cache_size:
-                self._opened.popitem(last=False)
-        else:
-            self._opened.move_to_end(key)
+            self._opened.remember(key, claims)
         self.check_expiry(claims)
         return claims
 
     def check_expiry(self, claims: TokenClaims) -> None:
         """
-        Refuse claims that have expired since they were unsealed.
+        Raise an error for claims that have expired.
 
         Raises:
-            InvalidToken
+            InvalidToken: they have expired.
         """
         if self._clock() >= claims.exp:
             raise InvalidToken(EXPIRED)
@@ -113,7 +108,7 @@ class TokenSealer:
         Return the claims of a token that opens on `host`, expired or not.
 
         Raises:
-            InvalidToken: whatever is wrong with it, with one and the same message.
+            InvalidToken: the token does not open. The message is the same for every reason.
         """
         if len(token) > MAX_TOKEN_CHARACTERS or not token.startswith(TOKEN_PREFIX):
             raise InvalidToken
@@ -156,8 +151,7 @@ def _dump(claims: TokenClaims) -> bytes:
 
 
 def _load(data: bytes) -> TokenClaims:
-    # The MAC has told that a holder of the master key wrote this, so its shape is not doubted; an InvalidToken here would
-    # hide a bug of ours.
+    # The MAC proves that a holder of the master key wrote this, so its shape is not checked: InvalidToken would hide a bug.
     fields = orjson.loads(data)
     per_client, together = fields["quotas"]
     return TokenClaims(

@@ -1,4 +1,4 @@
-"""The errors that a client is told where its service could not be reached: one place for all that talks to services."""
+"""Maps the errors of talking to a service to those that a client is told: one place for HTTP and WebSockets."""
 
 import httpx
 
@@ -10,7 +10,7 @@ def upstream_failure(cause: Exception) -> RequestError:
     Return the error that a client is told.
 
     Args:
-        cause: httpx's, asyncio's or the operating system's error, while a service was spoken to.
+        cause: error of httpx, asyncio, websockets or the operating system.
     """
     if isinstance(cause, httpx.PoolTimeout):
         return UpstreamBusy()

@@ -11,7 +11,8 @@ from ..client.exchange import Exchange
 from ..exceptions import ClientDisconnected, ResponseInterrupted, UpstreamCredentialRejected
 from .errors import upstream_failure
 from .request import Timeouts, UpstreamRequest, response_headers
-from .senders import Received, Sender, TimeoutExtension, open_sender
+from .senders import Received, Sender, open_sender
+from .transport import TimeoutExtension
 from .watch import DisconnectWatcher, WatchedRequest
 
 __all__ = ["UpstreamProxy"]

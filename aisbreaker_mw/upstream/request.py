@@ -1,4 +1,4 @@
-"""What is sent to a service, and what of its response reaches the client: the values of the upstream room."""
+"""A request to a service as a value, its timeouts, and the response headers that reach the client."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -63,8 +63,9 @@ class UpstreamRequest:
         headers: all headers, Host first, credential included; framed by `content-length` or by `transfer-encoding: chunked`
             where there is a body.
         relay_unauthorized: whether the service's 401 reaches the client, because the credential is the client's own.
-        counted: whether the response tells our rate limit, and so not the service's own in headers of the same name.
-        attempts: what to do where the credential is refused; None where there is only one, and 401 refuses it.
+        counted: whether the response tells our rate limit. The service's headers of the same names are then dropped.
+        attempts: the other ways to send the request where its credential is refused; None where there is only this one. Then a
+            401 means that the credential is refused.
     """
 
     method: str
@@ -82,6 +83,6 @@ def response_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:
 
     Args:
         received: headers of the response, names in lower case.
-        counted: whether the response tells our rate limit, and so not the service's own in headers of the same name.
+        counted: whether the response tells our rate limit. The service's headers of the same names are then dropped.
     """
     return forwardable(received, _DROPPED_WHERE_COUNTED if counted else _DROPPED)

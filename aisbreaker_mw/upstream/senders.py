@@ -1,12 +1,12 @@
 """
 Two ways to send a request: by this package's own transport, and by any of httpx's.
 
-The own transport is used without httpx's models of request and response, which nobody would look at. They cost a tenth of a
-request's instructions. Both ways return the same `Received`.
+The own transport is used without httpx's models of request and response, which nobody reads. They cost a tenth of a request's
+instructions. Both ways return the same `Received`.
 """
 
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import httpx
 
@@ -15,7 +15,7 @@ from ..client.exchange import Exchange
 from ..http1.fields import RawHeaders, get
 from ..http1.heads import MalformedHead, read_length
 from .request import UpstreamRequest
-from .transport import HTTPTransport, origin_of
+from .transport import HTTPTransport, TimeoutExtension, origin_of
 
 __all__ = [
     "HTTPXSender",
@@ -23,13 +23,9 @@ __all__ = [
     "Received",
     "ResponseBody",
     "Sender",
-    "TimeoutExtension",
     "open_sender",
     "open_transport",
 ]
-
-TimeoutExtension: TypeAlias = dict[str, float | None]
-"""Seconds by httpx's names: `connect`, `pool`, `read`, `write`. A transport reads it again for every wait."""
 
 
 class ResponseBody(Protocol):

@@ -47,7 +47,7 @@ class WatchedRequest:
             self._watch = None  # the traceback of its cancellation refers to this object
 
     async def _wait(self) -> None:
-        # The upstream did not want to read this part of the body.
+        # Parts of the body may still come that the upstream did not read.
         while (await self._receive())["type"] != "http.disconnect":
             pass
         # After a whole response a server tells of a disconnection too. Only tidying up is left then, and it must not be

@@ -1,15 +1,15 @@
 """
 WebSockets to AI services: one socket from the client, one to the service, message by message.
 
-    handshake → the pipeline, as for any request → the service's handshake → our answer → both directions, until one ends
+    handshake → the pipeline, as for any request → the service's handshake → our response → both directions, until one ends
 
-The service is asked first. So its refusal, and every one of ours, is an answer to the client's handshake, as HTTP knows it
-(RFC 6455, 4.2.2), and an accepted socket is one that has somebody at its other end.
+The service's handshake comes first. So its refusal, and every one of ours, is an HTTP response to the client's handshake
+(RFC 6455, 4.2.2), and behind every accepted socket there is a service.
 
-Messages keep their kind, their boundaries and their order, and wait where the other side does not take them. What belongs to
-one connection ends here: fragments, masks, pings (each side's are answered by who sees them, and both are pinged), and
-extensions. None is offered to the service: a message that is compressed on one connection would have to be inflated and
-deflated again here, and its size would be unknown until then.
+Messages keep their kind, their boundaries and their order. They wait where the other side does not take them. Fragments, masks,
+pings and extensions belong to one connection and end here. Both sides are pinged, and pings of both are answered here. No
+extension is offered to the service: a compressed message would have to be inflated and deflated again here, and its size would
+be unknown until then.
 """
 
 import asyncio
@@ -47,20 +47,20 @@ from .transport.tls import default_context
 __all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""Bytes of a message, at most, where nothing else is said: as many as uvicorn takes."""
+"""Largest message, in bytes, by default: as large as uvicorn takes."""
 
 _REALTIME = "realtime"
 _TARGET = re.compile(rb"/[!-~]*")
 
 _PING_INTERVAL = 20.0  # seconds
-_CLOSE_TIMEOUT = 1.0  # seconds for the other side's part in closing; then the connection is cut
-_MAX_QUEUE = 4  # messages from the service that wait for a slow client; more wait in the service's own buffers
-_NOT_ANSWERED = frozenset({b"content-length", b"date", b"server"})
+_CLOSE_TIMEOUT = 1.0  # seconds for the other side's part of the closing handshake; then the connection is cut
+_MAX_QUEUE = 4  # messages of the service held for a slow client; more wait in the service's own buffers
+_NOT_RELAYED = frozenset({b"content-length", b"date", b"server"})
 
-_SILENT = logging.Logger("websockets")  # the library's own logger tells headers and messages
+_SILENT = logging.Logger("websockets")  # the library's own logger logs headers and messages
 _SILENT.disabled = True
 
-# Close codes (RFC 6455, 7.4, and IANA's registry). Those that never travel are how a library tells that none came.
+# Close codes (RFC 6455, 7.4, and IANA's registry). Codes that are never sent are how a library says that none came.
 _NORMAL, _GOING_AWAY, _POLICY, _TOO_BIG, _BAD_GATEWAY = 1000, 1001, 1008, 1009, 1014
 _NO_STATUS, _ABNORMAL = 1005, 1006
 _UNSENDABLE = frozenset({_NO_STATUS, _ABNORMAL, 1015})
@@ -68,14 +68,14 @@ _UNSENDABLE = frozenset({_NO_STATUS, _ABNORMAL, 1015})
 
 class _End(NamedTuple):
     """
-    How a conversation ended, and so what the other side is told.
+    How a conversation ended. It decides what the other side is told.
 
     Attributes:
-        code: close code; one that never travels, where none was said.
-        reason: the peer's own words, or none.
-        error: for the log; None where a side closed as it should.
-        cause: for the log; a class name.
-        by_client: whether the client ended it, and so needn't be told.
+        code: close code; one that is never sent, where none came.
+        reason: the peer's own words, or an empty text.
+        error: error code for the log; None where a side closed properly.
+        cause: class name for the log.
+        by_client: whether the client ended it, and so is not told.
     """
 
     code: int
@@ -90,8 +90,8 @@ _OVERSIZED = _End(_TOO_BIG, error="payload_too_large")
 _EXPIRED = _End(_POLICY, "The API key has expired.", error=InvalidToken.code)
 
 
-class _Connection(ClientConnection):
-    """A connection that does not outlive its conversation: the library would leave it to the service to close it."""
+class _ServiceConnection(ClientConnection):
+    """Aborts the connection soon after closing begins. The library would leave it to the service to close it."""
 
     _cut: asyncio.TimerHandle | None = None
 
@@ -108,13 +108,13 @@ class _Connection(ClientConnection):
 
 class WebSocketProxy:
     """
-    Carries WebSockets to AI services. No proxy of the environment is used, no redirect followed.
+    Carries WebSockets to AI services. No proxy of the environment is used, and no redirect followed.
 
     Args:
-        timeouts: `connect` and `header` bound the service's handshake; a service that answers no ping for `idle` is gone.
-        clock: returns seconds since the epoch.
-        max_message_bytes: of one message from the service, or, where the server below us has no limit of its own, from the
-            client; a longer one closes both sides with 1009.
+        timeouts: `connect` and `header` bound the service's handshake. A service that answers no ping for `idle` is cut off.
+        clock: function that returns seconds since the epoch.
+        max_message_bytes: largest message, in bytes, from the service, and from the client where the server has no limit of its
+            own. A longer one closes both sides with 1009.
     """
 
     def __init__(
@@ -127,19 +127,19 @@ class WebSocketProxy:
 
     async def __call__(self, request: UpstreamRequest, handshake: Handshake, receive: Receive, exchange: Exchange) -> None:
         """
-        Connect a client to a service until one of them ends it, or the token that was presented expires.
+        Connect a client to a service until one of them ends it, or the presented token expires.
 
         Args:
-            request: the service's handshake, but for what every WebSocket handshake has.
-            handshake: the client's.
-            receive: of the ASGI call, its `websocket.connect` taken.
-            exchange: takes the answer to the handshake, and the messages.
+            request: the service's handshake, without the headers that every WebSocket handshake has.
+            handshake: the client's handshake.
+            receive: the ASGI call's `receive`, whose `websocket.connect` has been taken.
+            exchange: takes the response to the handshake, and the messages.
 
         Raises:
-            RequestError: nothing has been answered yet, and this is to be.
-            ClientDisconnected: the client did not wait for the answer.
+            RequestError: no response has begun; the client is to be told this error.
+            ClientDisconnected: the client did not wait for the response.
         """
-        # Before it is accepted, all that a client can do is to go away. Later this is its first message.
+        # Before the socket is accepted, a client can only go away. After that, this is its first message.
         first = asyncio.ensure_future(receive())
         opening = asyncio.create_task(self._open_with_any_secret(request, handshake.subprotocols, exchange))
         try:
@@ -188,15 +188,15 @@ class WebSocketProxy:
         scheme, host, port = request.origin
         secure = scheme == "https"
 
-        def make() -> _Connection:
+        def make() -> _ServiceConnection:
             protocol = ClientProtocol(
-                # Not parsed from a URL, which would change some paths. The query is part of what is sent as it is.
+                # Not parsed from a URL, which would change some paths. The target is sent unchanged, with its query.
                 WebSocketURI(secure, host, port, request.target.decode("ascii"), ""),
                 subprotocols=[Subprotocol(each) for each in subprotocols] or None,
                 max_size=self._max_message_bytes,
                 logger=_SILENT,
             )
-            return _Connection(
+            return _ServiceConnection(
                 protocol,
                 ping_interval=_PING_INTERVAL,
                 ping_timeout=self._timeouts.idle,
@@ -258,7 +258,7 @@ class WebSocketProxy:
             await _cancel(up, down)
 
     async def _carry_up(self, first: asyncio.Future[Message], receive: Receive, connection: ClientConnection) -> _End | None:
-        """Pass the client's messages on; return how it ended, or None when the service takes no more."""
+        """Pass the client's messages on. Return how it ended, or None when the service takes no more."""
         message = await first
         while message["type"] != "websocket.disconnect":
             text: str | None = message.get("text")
@@ -272,12 +272,12 @@ class WebSocketProxy:
             message = await receive()
         code = message.get("code") or _NO_STATUS
         if code == _ABNORMAL or (code == _NO_STATUS and "reason" not in message):
-            # The second is how uvicorn tells that the connection was lost; of a close frame it always tells a reason.
+            # Without a reason, uvicorn means that the connection was lost. For a close frame it always gives one.
             return _GONE
         return _End(code, message.get("reason") or "", by_client=True)
 
     async def _carry_down(self, connection: ClientConnection, exchange: Exchange) -> _End | None:
-        """Pass the service's messages on; return how it ended, or None when the client takes no more."""
+        """Pass the service's messages on. Return how it ended, or None when the client takes no more."""
         while True:
             try:
                 message = await connection.recv()
@@ -286,7 +286,7 @@ class WebSocketProxy:
             try:
                 await exchange.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
             except (OSError, RuntimeError):
-                # OSError: ASGI 2.4, the client has gone. RuntimeError: uvicorn's, where it has closed the socket itself.
+                # OSError: the client has gone (ASGI 2.4). RuntimeError: uvicorn has closed the socket itself.
                 return None
 
 
@@ -295,9 +295,9 @@ async def _wait_for_end(up: "asyncio.Task[_End | None]", down: "asyncio.Task[_En
     for task in (up, down):
         if task.done() and (end := task.result()) is not None:
             return end
-    # A side takes no more. How that came about is known to the one who reads from it.
+    # One side takes no more messages. The task that reads from that side knows why.
     if up.done():
-        await asyncio.wait((down,))  # which first delivers what the service has said last
+        await asyncio.wait((down,))  # it first delivers the service's last messages
         return down.result() or _GONE
     await asyncio.wait((up,), timeout=_CLOSE_TIMEOUT)
     return (up.result() if up.done() else None) or _GONE
@@ -309,15 +309,15 @@ def _ended_by_service(closed: ConnectionClosed) -> _End:
         return _End(_NORMAL if received.code in _UNSENDABLE else received.code, received.reason)
     if sent is not None and sent.code == _TOO_BIG:
         return _OVERSIZED
-    # Lost, silent, or no WebSocket any more. Why exactly is between us and the service.
+    # The connection was lost, silent or malformed. The client is not told which.
     return _End(_BAD_GATEWAY, "The AI service broke off.", error="response_interrupted", cause=type(closed).__name__)
 
 
 async def _accept(connection: ClientConnection, request: UpstreamRequest, handshake: Handshake, exchange: Exchange) -> None:
     subprotocol: str | None = connection.subprotocol
     if subprotocol is None and handshake.key_among_subprotocols and _REALTIME in handshake.subprotocols:
-        # Browsers give a socket up whose server selects none of the offered subprotocols, and a service need not select one
-        # where the key comes in a header.
+        # A browser closes a socket whose server selects none of the offered subprotocols. A service need not select one, as it
+        # gets the key in a header.
         subprotocol = _REALTIME
     response = connection.response
     headers = [] if response is None else _response_headers(response, request)
@@ -339,7 +339,7 @@ def _response_headers(response: Response, request: UpstreamRequest) -> RawHeader
     return [
         header
         for header in response_headers(_raw_headers(response), counted=request.counted)
-        if header[0] not in _NOT_ANSWERED and not header[0].startswith(b"sec-websocket-")
+        if header[0] not in _NOT_RELAYED and not header[0].startswith(b"sec-websocket-")
     ]
 
 
@@ -356,7 +356,7 @@ async def _relay_refusal(response: Response, request: UpstreamRequest, exchange:
 
 
 async def _close_upstream(connection: ClientConnection, end: _End) -> None:
-    # What the service says meanwhile is read and dropped, as its part in closing comes after that.
+    # Messages that come meanwhile are read and dropped. The service's close frame comes after them.
     draining = asyncio.create_task(_drain(connection))
     try:
         await _send_close(connection, end)
@@ -374,13 +374,13 @@ async def _send_close(connection: ClientConnection, end: _End) -> None:
     if not end.by_client:
         await connection.close(_GOING_AWAY)
     elif end.code in _UNSENDABLE:
-        await connection.close(None)  # type: ignore[arg-type]  # a close frame without a code, as the client's was
+        await connection.close(None)  # type: ignore[arg-type]  # a close frame without a code, like the client's
     else:
         await connection.close(end.code, end.reason)
 
 
 async def _close_client(exchange: Exchange, end: _End) -> None:
-    with contextlib.suppress(OSError, RuntimeError):  # as above
+    with contextlib.suppress(OSError, RuntimeError):  # see _carry_down
         await exchange.send({"type": "websocket.close", "code": end.code, "reason": end.reason})
 
 

@@ -10,6 +10,7 @@ to_sse = asgi_proxy(os.environ["SSE_UPSTREAM"].rstrip("/"))
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Send streams to one upstream, and everything else to the other."""
     if scope["path"].startswith("/sse/"):
         await to_sse(scope, receive, send)
     else:

@@ -10,6 +10,7 @@ to_sse = reverse_http_app(base_url=os.environ["SSE_UPSTREAM"])
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Send streams to one upstream, and everything else to the other."""
     if scope["type"] == "http" and scope["path"].startswith("/sse/"):
         await to_sse(scope, receive, send)
     else:

@@ -1,5 +1,5 @@
--- wrk: send the requests that a file holds, in turn, and print what came of them as one line of JSON.
--- A request in the file: its path, its headers a line each, an empty line, its body in one line; "---" between two.
+-- Script of wrk: sends the requests in a file in turn, and prints the counts as one line of JSON.
+-- The file holds for each request: the path, one line per header, an empty line, the body in one line, and "---".
 local requests = {}
 local turn = 0
 

@@ -1,14 +1,14 @@
 /*
- * An upstream that streams pieces, and the clients that count them at the far side of a proxy: one process, one thread.
+ * An upstream that streams pieces, and clients that count them behind a proxy. One process, one thread.
  *
  *   sse PORT KEY
  *
- * Upstream: on 127.0.0.1:PORT it answers every request that carries `Bearer KEY` with a chunked text/event-stream, each piece in
- * a write of its own. Any other request gets 401. A request whose body names `stream-NNNNNN` is the stream of that number, and
- * goes on for as long as its client wants; any other gets three pieces, `[DONE]` and the end.
+ * The upstream listens on 127.0.0.1:PORT. A request with `Bearer KEY` gets a chunked text/event-stream, each piece in a write of
+ * its own. Any other request gets 401. A request whose body names `stream-NNNNNN` opens the stream of that number, which goes on
+ * for as long as its client wants. Any other stream has three pieces, `[DONE]` and the end.
  *
- * Clients: as stdin orders, one line each; answers are one line of JSON on stdout. FILE holds a whole request, in which the
- * digits of `stream-000000` are replaced.
+ * The clients take orders from stdin, one per line, and reply with one line of JSON on stdout. FILE holds a whole request. The
+ * digits in its `stream-000000` are replaced.
  *
  *   probe PORT MILLISECONDS FILE      one request after the other on one connection: microseconds to the first event and to the end
  *   open PORT STREAMS MILLISECONDS FILE   open streams and wait until each has its first piece
@@ -16,7 +16,7 @@
  *                                     0: as many as the sockets take
  *   close                             close all streams, and wait until the upstream sees them closed
  *
- * Both ends being one process, a piece is sent when its predecessor is known to have arrived, as a closed loop of requests would.
+ * Both ends are one process, so it knows when a piece has arrived, and then sends the next one, as in a closed loop of requests.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -52,12 +52,12 @@ enum kind { LISTENER, COMMANDS, UPSTREAM, STREAM, PROBE };
 struct conn {
     enum kind kind;
     int fd;
-    int id;           /* of its stream; -1: none */
+    int id;           /* number of its stream; -1 for none */
     int blocked;      /* the socket takes no more at the moment */
-    size_t offset;    /* of the piece that was written in part */
-    char *request;    /* upstream: what arrived */
+    size_t offset;    /* bytes written of a piece that was written in part */
+    char *request;    /* upstream: the bytes received */
     size_t length;
-    int status;       /* client: 0 until the status line is there */
+    int status;       /* client: 0 until the status line has come */
     char line[16];
     size_t line_length;
     char last;        /* last byte, to find the empty line that ends an event */
@@ -73,7 +73,7 @@ static int poller;
 static struct conn *dead;
 static struct stream streams[MAX_STREAMS];
 static int stream_count;
-static int window = -1; /* -1: nothing is sent after a stream's first piece */
+static int window = -1; /* -1 sends nothing after a stream's first piece */
 static long pieces_received, streams_open, streams_failed, upstream_streams;
 static char piece[1024], first[2048], rest[4096];
 static size_t piece_length, first_length, rest_length;
@@ -86,7 +86,7 @@ static struct {
     struct conn *conn;
     int active, failed, event, chunked;
     double began;
-    long length; /* of the body that is still to come; -1: unknown */
+    long length; /* bytes of the body still to come; -1 if unknown */
     char head[8192];
     size_t head_length;
     char tail[5];
@@ -116,7 +116,7 @@ static void want(struct conn *c, uint32_t events) {
     epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &e);
 }
 
-/* Events of this round may still name it, so its memory goes at the round's end. */
+/* Events of this turn may still point to it, so its memory is freed at the end of the turn. */
 static void discard(struct conn *c) {
     if (c->fd < 0) return;
     close(c->fd);
@@ -132,10 +132,10 @@ static void discard(struct conn *c) {
 /* The upstream. */
 
 static void put(struct conn *c, const char *data, size_t length) {
-    if (write(c->fd, data, length) != (ssize_t)length) discard(c); /* an empty socket buffer takes this at once */
+    if (write(c->fd, data, length) != (ssize_t)length) discard(c); /* an empty socket buffer takes it whole */
 }
 
-/* Send one piece; 0 where the socket takes no more. */
+/* Send one piece. Returns 0 if the socket takes no more. */
 static int send_piece(struct stream *s) {
     struct conn *c = s->upstream;
     if (c == NULL || c->blocked) return 0;
@@ -162,7 +162,7 @@ static void refill(struct stream *s) {
     while (window > 0 && s->sent - s->received < window && send_piece(s)) {}
 }
 
-static void answer(struct conn *c) {
+static void respond(struct conn *c) {
     c->request[c->length] = 0;
     c->length = 0;
     if (strstr(c->request, authorization) == NULL) {
@@ -183,7 +183,7 @@ static void answer(struct conn *c) {
     }
 }
 
-/* Whether a whole request is there. */
+/* Return whether a whole request has come. */
 static int complete(struct conn *c) {
     c->request[c->length] = 0;
     char *end = strstr(c->request, "\r\n\r\n");
@@ -213,7 +213,7 @@ static void on_upstream(struct conn *c, uint32_t events) {
         return;
     }
     c->length += n;
-    if (c->id < 0 && complete(c)) answer(c);
+    if (c->id < 0 && complete(c)) respond(c);
 }
 
 static void on_listener(struct conn *c) {
@@ -510,7 +510,7 @@ int main(int argc, char **argv) {
     watch(LISTENER, fd);
     watch(COMMANDS, 0);
 
-    /* stdin is read a line at a time: whoever orders waits for the answer before the next order. */
+    /* One line of stdin at a time: the benchmark waits for the reply before its next order. */
     char line[4096], path[3072];
     for (;;) {
         int a, b, c;

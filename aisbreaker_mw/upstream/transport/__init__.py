@@ -1,6 +1,7 @@
 """HTTP/1.1 to an upstream, byte for byte, as an `httpx.AsyncBaseTransport`."""
 
-from .pool import HTTPTransport, origin_of
+from .request import TimeoutExtension
 from .response import ResponseReader
+from .transport import HTTPTransport, origin_of
 
-__all__ = ["HTTPTransport", "ResponseReader", "origin_of"]
+__all__ = ["HTTPTransport", "ResponseReader", "TimeoutExtension", "origin_of"]

@@ -1,164 +1,155 @@
-"""One connection to an upstream, which carries one exchange at a time."""
+"""One connection to an upstream. It carries one request at a time."""
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import httpx
 
-from .request import OutgoingRequest
+from ...deadline import DeadlineTimer
+from .request import OutgoingRequest, TimeoutExtension
 from .response import COMPLETE, HEAD
-from .stream import NEVER, ConnectionStale, ResponseStream, TimeoutExtension
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from .stream import ConnectionStale, ResponseStream
 
 SMALL = 16_384
-"""Bytes below which pieces are joined: cheaper than to write them one by one."""
-
-TIMER_SLACK = 0.001
-"""Seconds by which a loop's timer may be early."""
+"""Bytes below which pieces are joined. That is cheaper than to write them one by one."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class ConnectionPool(Protocol):
+    """What a connection needs of its pool."""
+
+    max_connection_age: float
+    buffer: memoryview
+    buffer_size: int
+    connections: set["Connection"]
+
+    def release(self, connection: "Connection") -> None:
+        """Take back a connection that can be used again, with its slot."""
+
+    def forget(self, connection: "Connection") -> bool:
+        """Take an idle connection out, and return whether it was one."""
+
+    def free_slot(self) -> None:
+        """Take back the slot of a connection that is gone."""
+
+    def lost(self, connection: "Connection") -> None:
+        """Note that a connection is closed."""
+
+
+class Connection(DeadlineTimer, asyncio.BufferedProtocol):
     """
     A connection of a pool.
 
-    Args:
-        pool: to which it goes back after a whole, well-framed answer of a connection that stays open.
-        loop: on which it runs.
+    Its slot in the pool belongs to the task that has acquired it, until the response is complete or dropped. The deadline is
+    that of the wait under way, or that of an idle connection.
 
-    Its slot in the pool belongs to whoever has acquired it, until the exchange is complete or dropped.
+    Args:
+        pool: the pool. The connection goes back to it after a whole, well-framed response, if it stays open.
+        loop: the event loop.
     """
 
     __slots__ = (
         "_buffer",
-        "_deadline",
-        "_exchange",
         "_flush_handle",
         "_pool",
-        "_timer",
-        "_timer_at",
+        "_stream",
         "_transport",
         "buffer_size",
         "closed",
         "expires_at",
-        "loop",
         "reading_paused",
         "used",
         "writing_paused",
     )
 
-    def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self._pool = pool
         self._buffer = pool.buffer
-        self._transport: asyncio.Transport  # there is none before connection_made()
-        self._exchange: ResponseStream | None = None
+        self._transport: asyncio.Transport  # set by connection_made()
+        self._stream: ResponseStream | None = None
         self._flush_handle: asyncio.Handle | None = None
-        self._deadline = NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = NEVER
-        self.loop = loop
         self.buffer_size = pool.buffer_size
         self.reading_paused = False
         self.writing_paused = False
         self.closed = False
-        """Whether either side has closed it, as far as is known."""
+        """Whether either side is known to have closed it."""
         self.used = False
-        """Whether it has carried an exchange."""
+        """Whether it has carried a whole response."""
         self.expires_at = loop.time() + pool.max_connection_age
 
     async def perform(self, request: OutgoingRequest, timeouts: TimeoutExtension) -> ResponseStream:
         """
-        Send a request and wait for the head of its answer.
+        Send a request and wait for the head of its response.
 
         Args:
-            request: to send.
-            timeouts: `read` and `write`.
+            request: the request.
+            timeouts: seconds, `read` and `write`.
 
         Raises:
             ConnectionStale: the request can be tried once more. The caller keeps the connection's slot.
             httpx.TransportError: the connection is dropped.
         """
-        exchange = self._exchange = ResponseStream(self, request, timeouts)
-        reader = exchange.reader
+        stream = self._stream = ResponseStream(self, request, timeouts)
+        reader = stream.reader
         try:
             if self.closed:
-                exchange.fail(httpx.RemoteProtocolError("the upstream closed the connection without an answer"))
+                stream.fail(httpx.RemoteProtocolError("the upstream closed the connection without a response"))
             elif request.body is None:
                 self.flush()
-                exchange.request_sent = True
+                stream.request_sent = True
                 if self.writing_paused:
-                    await exchange.drain()
+                    await stream.drain()
             else:
-                await exchange.send_body()
+                await stream.send_body()
             if reader.state == HEAD:
-                await exchange.receive_head()
+                await stream.receive_head()
         except ConnectionStale:
-            self._abandon(exchange)
+            self._abandon(stream)
             raise
         except BaseException:
-            self.drop(exchange)
+            self.drop(stream)
             raise
-        if reader.state == COMPLETE and self._exchange is exchange:
-            self._complete(exchange)  # which had to wait for the end of the sending
-        return exchange
-
-    # The deadline. There is one timer, and it is only ever set again when it fires or is too late: a wait costs a comparison.
-
-    def set_deadline(self, deadline: float) -> None:
-        """
-        Set when the exchange is told that nothing happened, or an idle connection closes.
-
-        Args:
-            deadline: seconds, on the loop's clock.
-        """
-        self._deadline = deadline
-        if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline
-            self._timer = self.loop.call_at(deadline, self._on_timer)
+        if reader.state == COMPLETE and self._stream is stream:
+            self._complete(stream)  # it had to wait for the end of the sending
+        return stream
 
     @property
     def expired(self) -> bool:
-        """Whether an idle connection is not to be used any more."""
-        return self.closed or self._deadline <= self.loop.time()
+        """Whether this idle connection must not be used any more."""
+        return self.closed or self.deadline <= self.loop.time()
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = NEVER
-        if self.loop.time() + TIMER_SLACK < self._deadline:
-            self.set_deadline(self._deadline)
-        elif self._exchange is not None:
-            self._exchange.wake(False)
+    def on_deadline(self) -> None:
+        """Tell the request's task that nothing came, or close an idle connection."""
+        if self._stream is not None:
+            self._stream.wake(False)
         elif self._pool.forget(self):
             self.closed = True
             self._transport.close()
 
     @property
     def tls_session(self) -> ssl.SSLSession | None:
-        """What a later connection can resume."""
+        """The TLS session, which a later connection can resume; None without TLS."""
         tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
         return None if tls is None else tls.session
 
     # Sending
 
     def flush_soon(self) -> None:
-        """Write when the task waits for something: head and body go out together where the body is at hand."""
+        """Write once the task waits for something, so that head and body go out together where the body is at hand."""
         if self._flush_handle is None:
             self._flush_handle = self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write what is pending of the request."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        exchange = self._exchange
-        if exchange is None or self.closed or exchange.reader.state != HEAD or not exchange.request.pending:
+        stream = self._stream
+        if stream is None or self.closed or stream.reader.state != HEAD or not stream.request.pending:
             return
-        small = exchange.request.pending_bytes < SMALL
-        pending = exchange.request.take()
+        small = stream.request.pending_bytes < SMALL
+        pending = stream.request.take()
         if len(pending) == 1:
             self._transport.write(pending[0])
         elif small:
@@ -172,19 +163,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        if self._exchange is not None:
-            self._exchange.wake()
+        if self._stream is not None:
+            self._stream.wake()
 
     # Receiving
 
-    def resume_reading(self, exchange: ResponseStream) -> None:
-        """Read on after the exchange's body has been taken."""
-        if self._exchange is exchange and not self.closed:
+    def resume_reading(self, stream: ResponseStream) -> None:
+        """Read on after the body that had arrived was taken."""
+        if self._stream is stream and not self.closed:
             self.reading_paused = False
             self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none of asyncio's classes
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class is not asyncio's
         if not self.closed:
             self._transport.set_write_buffer_limits(self.buffer_size)
             self._pool.connections.add(self)
@@ -193,45 +184,49 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            # Nothing was asked, so this is no answer.
+        stream = self._stream
+        if stream is None:
+            # Nothing was asked, so this is no response.
             self._pool.forget(self)
             self.abort()
             return
-        if exchange.failure is not None:
+        if stream.failure is not None:
             return
-        reader = exchange.reader
+        reader = stream.reader
         try:
             reader.receive(bytes(self._buffer[:nbytes]))
         except httpx.RemoteProtocolError as error:
             self.abort()
-            exchange.fail(error)
+            stream.fail(error)
             return
         if reader.state == HEAD:
             return
         if reader.state == COMPLETE:
-            self._complete(exchange)
-        exchange.advance()
+            self._complete(stream)
+        stream.advance()
         if reader.buffered >= self.buffer_size and reader.state != COMPLETE and not self.reading_paused:
             self.reading_paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> None:
-        exchange = self._exchange
-        if exchange is not None:
+        stream = self._stream
+        if stream is not None:
             try:
-                exchange.reader.receive_eof(self._ended_cleanly())
+                stream.reader.receive_eof(self._ended_cleanly())
             except httpx.RemoteProtocolError as error:
                 self.abort()
-                exchange.fail(error)
+                stream.fail(error)
             else:
-                self._complete(exchange)
-                exchange.advance()
+                self._complete(stream)
+                stream.advance()
         self.closed = True
 
     def _ended_cleanly(self) -> bool:
-        """Whether TLS, where there is TLS, said that this is the end. asyncio does not tell; uvloop does not come here."""
+        """
+        Return whether TLS announced the end with its closing alert; True without TLS.
+
+        asyncio does not tell. uvloop never calls `eof_received` with TLS.
+        """
         session: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
         if session is None:
             return True
@@ -244,30 +239,29 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop_timer()
         self._pool.lost(self)
-        if self._exchange is not None:
+        if self._stream is not None:
             if exc is None:
-                self._exchange.fail(httpx.RemoteProtocolError("the upstream closed the connection"))
+                self._stream.fail(httpx.RemoteProtocolError("the upstream closed the connection"))
             else:
-                self._exchange.fail(httpx.ReadError("the connection to the upstream broke"))
+                self._stream.fail(httpx.ReadError("the connection to the upstream broke"))
 
-    # The end of an exchange
+    # The end of a response
 
-    def _complete(self, exchange: ResponseStream) -> None:
+    def _complete(self, stream: ResponseStream) -> None:
         """
-        Give the connection back as soon as the answer has arrived, whether or not its body has been taken.
+        Give the connection back as soon as the response has arrived, whether or not its body has been taken.
 
-        It is reused only if the request was on its way completely as well: what follows an answer that came too early would be
-        the rest of a body for one side and a request for the other.
+        It is reused only if the whole request has been sent, too. After an early response the next bytes would be the rest of a
+        body for one side and a new request for the other.
         """
-        if self._exchange is exchange and not exchange.sending:
-            self._exchange = None
+        if self._stream is stream and not stream.sending:
+            self._stream = None
             if (
-                exchange.reader.reusable
-                and exchange.request_sent
-                and not exchange.request.close
+                stream.reader.reusable
+                and stream.request_sent
+                and not stream.request.close
                 and not self.closed
                 and not self._transport.get_write_buffer_size()
             ):
@@ -279,19 +273,19 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort()
                 self._pool.free_slot()
 
-    def drop(self, exchange: ResponseStream) -> None:
-        """Close, and free the slot, if the exchange still has the connection."""
-        if self._exchange is exchange:
-            self._abandon(exchange)
+    def drop(self, stream: ResponseStream) -> None:
+        """Close, and free the slot, if the stream still has the connection."""
+        if self._stream is stream:
+            self._abandon(stream)
             self._pool.free_slot()
 
-    def _abandon(self, exchange: ResponseStream) -> None:
-        self._exchange = None
-        exchange.reader.discard()
+    def _abandon(self, stream: ResponseStream) -> None:
+        self._stream = None
+        stream.reader.discard()
         self.abort()
 
     def abort(self) -> None:
-        """Close at once, whatever is under way, or as soon as the connection is made."""
+        """Close at once, whatever is under way; or, while connecting, as soon as the connection is made."""
         self.closed = True
         if self._flush_handle is not None:
             self._flush_handle.cancel()

@@ -1,4 +1,4 @@
-"""TCP to a host with several addresses."""
+"""TCP connections to a host that may have several addresses."""
 
 import asyncio
 import socket
@@ -6,14 +6,14 @@ from itertools import chain, zip_longest
 from typing import Any
 
 ATTEMPT_DELAY = 0.25
-"""Seconds after which the next address is tried beside the one before (RFC 8305, 5)."""
+"""Seconds after which the next address is tried beside the ones before (RFC 8305, 5)."""
 
 AddressInfo = tuple[int, int, int, str, Any]
-"""As `getaddrinfo` gives it."""
+"""An item of `getaddrinfo`'s list."""
 
 
 async def resolve(host: str, port: int) -> list[AddressInfo]:
-    """Return a host's addresses, in the system's order but with the families taking turns (RFC 8305, 4)."""
+    """Return a host's addresses in the system's order, IPv6 and IPv4 in turns (RFC 8305, 4)."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first = [address for address in found if address[0] == found[0][0]]
     others = [address for address in found if address[0] != found[0][0]]
@@ -22,12 +22,12 @@ async def resolve(host: str, port: int) -> list[AddressInfo]:
 
 async def open_socket(host: str, port: int) -> socket.socket:
     """
-    Return a socket that is connected to the address of a host that answers first (RFC 8305, "happy eyeballs").
+    Return a socket connected to the first address of a host that accepts (RFC 8305, "happy eyeballs").
 
-    asyncio has this in `create_connection`, but loses the socket when it is cancelled in the wrong moment; uvloop has it not.
+    asyncio's `create_connection` can do it, but loses the socket when it is cancelled at the wrong moment. uvloop's cannot.
 
     Raises:
-        OSError: the host has no address, or none accepts.
+        OSError: the host has no address, or no address accepts.
     """
     addresses = await resolve(host, port)
     if len(addresses) == 1:

@@ -1,12 +1,17 @@
-"""Requests, encoded without I/O (RFC 9112, 3)."""
+"""Requests to an upstream, encoded without I/O (RFC 9112, 3)."""
 
 from collections.abc import AsyncIterator
 from functools import lru_cache
+from typing import TypeAlias
 
 import httpx
 
 from ...http1.fields import RawHeaders
-from ...http1.heads import MalformedHead, by_name, is_token, lower_names, read_framing, read_options, write_head
+from ...http1.grammar import is_token
+from ...http1.heads import MalformedHead, by_name, lower_names, read_framing, read_options, write_head
+
+TimeoutExtension: TypeAlias = dict[str, float | None]
+"""Seconds by httpx's names: `connect`, `pool`, `read`, `write`. Missing or None means no limit. It is read for every wait."""
 
 _VISIBLE = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 
@@ -14,10 +19,10 @@ _VISIBLE = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 @lru_cache(maxsize=64)
 def encode_method(method: str) -> bytes:
     """
-    Return a method as it is written.
+    Return the bytes of a method.
 
     Raises:
-        httpx.LocalProtocolError: it is no token (RFC 9110, 9.1), or CONNECT, whose answer has no end.
+        httpx.LocalProtocolError: it is no token (RFC 9110, 9.1), or it is CONNECT, whose response has no end.
     """
     encoded = method.encode("utf-8", "replace")
     if not is_token(encoded) or method.upper() == "CONNECT":
@@ -27,20 +32,20 @@ def encode_method(method: str) -> bytes:
 
 class OutgoingRequest:
     """
-    One request, encoded: its head, and how its body is framed.
+    One request, encoded: its head, and the framing of its body.
 
     Args:
-        method: a token; CONNECT is refused.
+        method: HTTP method, but CONNECT.
         target: request target, written byte for byte.
-        headers: written in order, case as given; nothing is added.
-        body: the body, whole or as it comes. It is read only where the headers frame one (RFC 9112, 6.3): by `Content-Length`
-            or by `Transfer-Encoding: chunked`.
+        headers: headers, written in their order and case. Nothing is added.
+        body: body, whole or as it comes. It is read only where the headers frame one (RFC 9112, 6.3): by `Content-Length` or by
+            `Transfer-Encoding: chunked`.
 
     Raises:
-        httpx.LocalProtocolError: the request cannot be written so that it is read as it is meant.
+        httpx.LocalProtocolError: the request cannot be written so that the upstream reads it as meant.
     """
 
-    __slots__ = ("_remaining", "answer_has_body", "body", "close", "head", "pending", "pending_bytes", "sent")
+    __slots__ = ("_remaining", "body", "close", "head", "pending", "pending_bytes", "response_has_body", "sent")
 
     def __init__(self, method: str, target: bytes, headers: RawHeaders, body: bytes | httpx.AsyncByteStream) -> None:
         if not target or target.translate(None, _VISIBLE):
@@ -53,15 +58,16 @@ class OutgoingRequest:
             raise httpx.LocalProtocolError("a header cannot be sent, or the framing is ambiguous or not supported") from None
         connection = fields.get(b"connection")
         self.close = connection is not None and b"close" in read_options(connection)
-        self.answer_has_body = method != "HEAD"
+        self.response_has_body = method != "HEAD"
         self._remaining = length
         self.body: AsyncIterator[bytes] | None = None
-        """What of the body is still to come, if any is."""
+        """The rest of a body that comes piece by piece, else None."""
         self.pending = [self.head]
-        """Bytes that have not been handed to a connection yet."""
+        """Bytes that the connection has not been given yet."""
         self.pending_bytes = 0
+        """Bytes of the body in `pending`, without framing."""
         self.sent = False
-        """Whether bytes of the body have been handed to a connection."""
+        """Whether the connection has been given bytes of the body."""
         if length is None and not chunked:
             return
         if isinstance(body, bytes):
@@ -72,7 +78,7 @@ class OutgoingRequest:
 
     @property
     def fulfilled(self) -> bool:
-        """Whether the last byte that Content-Length promised is pending or sent."""
+        """Whether every byte that Content-Length promises is pending or sent."""
         return self._remaining == 0
 
     def add(self, piece: bytes) -> None:
@@ -80,7 +86,7 @@ class OutgoingRequest:
         Frame a piece of the body.
 
         Raises:
-            httpx.LocalProtocolError: it goes beyond Content-Length.
+            httpx.LocalProtocolError: the body is longer than its Content-Length.
         """
         size = len(piece)
         if not size:
@@ -99,7 +105,7 @@ class OutgoingRequest:
         Frame the end of the body.
 
         Raises:
-            httpx.LocalProtocolError: it is short of its Content-Length.
+            httpx.LocalProtocolError: the body is shorter than its Content-Length.
         """
         if self._remaining is None:
             self.pending.append(b"0\r\n\r\n")
@@ -107,14 +113,14 @@ class OutgoingRequest:
             raise httpx.LocalProtocolError("the request's body is shorter than its Content-Length")
 
     def take(self) -> list[bytes]:
-        """Return what is to be written now."""
+        """Take the pending bytes, to write them now."""
         pending, self.pending = self.pending, []
         self.sent = self.sent or self.pending_bytes > 0
         self.pending_bytes = 0
         return pending
 
     def rewind(self) -> None:
-        """Write the head anew, for another connection. Only a request of whose body nothing has been sent can do so."""
+        """Make the head pending again, for another connection. None of the body may have been sent."""
         if not self.pending or self.pending[0] is not self.head:
             self.pending.insert(0, self.head)
 

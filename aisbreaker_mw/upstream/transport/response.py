@@ -1,15 +1,15 @@
 """
-Answers, decoded without I/O (RFC 9112).
+Responses of an upstream, decoded without I/O (RFC 9112).
 
-Whatever could make two parties disagree about where an answer ends is refused:
+Everything that could make two parties disagree about where a response ends is refused:
 
 - anything before the status line; versions other than 1.0 and 1.1; status codes outside 100 to 599; control characters in the
-  reason; and what `heads` refuses
+  reason; and everything that `http1.heads` refuses
 - Content-Length beside Transfer-Encoding, two of either, and a Transfer-Encoding that is not exactly `chunked`
-- a head over 64 KiB, as many bytes of chunk extension or trailer section without a byte of body, more than 16 interim answers
+- a head over 64 KiB; as many bytes of chunk extensions or trailers without a byte of body; more than 16 interim responses
 
-Chunks are taken apart by llhttp (behind httptools). Its strict mode refuses bare LF and CR, NUL, and malformed sizes. Bodies of
-known length and bodies that end with the connection never pass through it.
+llhttp decodes the chunks (behind httptools). Its strict mode refuses bare LF and CR, NUL, and malformed sizes. Bodies of known
+length and bodies that end with the connection never pass through it.
 """
 
 import re
@@ -21,30 +21,30 @@ from ...http1.fields import RawHeaders
 from ...http1.heads import END_OF_HEAD, NO_HEAD, MalformedHead, by_name, read_fields, read_framing, read_options
 
 MAX_HEAD = 65_536
-"""Bytes of an answer's head, status line and line ends included; of what a chunked body may carry between two bytes of body."""
+"""Largest head, in bytes, status line and line ends included. Also the most that chunks may carry between two bytes of body."""
 
 MAX_INTERIM = 16
-"""1xx answers before the final one."""
+"""Most 1xx responses before the final one."""
 
 HEAD, SIZED, CHUNKED, UNTIL_CLOSE, COMPLETE = range(5)
-"""What an `ResponseReader` reads next."""
+"""States of a `ResponseReader`: the part that it reads next."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 _CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-"""What makes llhttp expect chunks."""
+"""A head after which llhttp expects chunks."""
 
 
 class ResponseReader:
     """
-    Decodes one answer out of the bytes of a connection.
+    Decodes one response out of the bytes of a connection.
+
+    Interim responses (1xx) and the trailer section of a chunked response are read and dropped.
 
     Args:
-        has_body: False where the request was HEAD: then no body follows, whatever the head says (RFC 9112, 6.3).
-
-    Interim answers (1xx) are read and dropped, and so is the trailer section of a chunked answer.
+        has_body: False for the response to HEAD. It has no body, whatever its head says (RFC 9112, 6.3).
     """
 
-    # The names on_... are the callbacks that the parser looks up.
+    # The parser looks up the names on_... as its callbacks.
     __slots__ = (
         "_has_body",
         "_head",
@@ -75,16 +75,16 @@ class ResponseReader:
         self.version = ""
         self.reason = b""
         self.fields: RawHeaders = []
-        """The headers in the order received, names in lower case."""
+        """Headers in the order received, names in lower case."""
         self.length: int | None = None
-        """Bytes of the body that Content-Length tells, of which there may be none."""
+        """Bytes of the body by Content-Length, or None without one."""
         self.pieces: list[bytes] = []
-        """Body that has arrived and was not taken yet."""
+        """The part of the body that has arrived and was not taken yet."""
         self.buffered = 0
-        """Bytes in `pieces`, at most."""
+        """Bytes in `pieces`; for chunks, with their framing."""
         self.keep_alive = False
         self.surplus = False
-        """Whether bytes came after the end of the answer."""
+        """Whether bytes came after the end of the response."""
         self.touched = False
         """Whether a byte has arrived."""
         self.on_body = self.pieces.append
@@ -100,12 +100,12 @@ class ResponseReader:
 
     @property
     def headers(self) -> RawHeaders:
-        """The headers as received: in order and case."""
+        """Headers in the order and case received."""
         return [(line[: len(name)], value) for line, (name, value) in zip(self._lines, self.fields, strict=True)]
 
     @property
     def reusable(self) -> bool:
-        """Whether the connection can carry another request: the answer is whole, and nothing is left over."""
+        """Whether the connection can carry another request: the response is whole, and no byte is left over."""
         return self.state == COMPLETE and self.keep_alive and not self.surplus
 
     def receive(self, data: bytes) -> None:
@@ -113,7 +113,7 @@ class ResponseReader:
         Take bytes of the connection, at least one.
 
         Raises:
-            httpx.RemoteProtocolError: no answer can be read from them. The connection is of no more use.
+            httpx.RemoteProtocolError: they are no well-formed response. The connection must be closed.
         """
         state = self.state
         if state == CHUNKED:
@@ -142,22 +142,22 @@ class ResponseReader:
         Take the end of the connection.
 
         Args:
-            clean: False where TLS was cut off without its closing alert (RFC 9112, 9.8).
+            clean: False where TLS ended without its closing alert (RFC 9112, 9.8).
 
         Raises:
-            httpx.RemoteProtocolError: the answer was not whole.
+            httpx.RemoteProtocolError: the response is not whole.
         """
         if self.state == UNTIL_CLOSE and clean:
             self.state = COMPLETE
         elif self.state != COMPLETE:
             raise httpx.RemoteProtocolError(
-                "the upstream closed the connection in the middle of its answer"
+                "the upstream closed the connection in the middle of its response"
                 if self.touched
-                else "the upstream closed the connection without an answer"
+                else "the upstream closed the connection without a response"
             )
 
     def take(self) -> bytes:
-        """Return all of the body that has arrived since the last call, of which there must be some."""
+        """Take the part of the body that has arrived since the last call. There must be some."""
         pieces = self.pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -165,7 +165,7 @@ class ResponseReader:
         return data
 
     def put_back(self, data: bytes) -> None:
-        """Have what was just taken be taken again."""
+        """Undo the last `take`."""
         self.pieces.append(data)
         self.buffered = len(data)
 
@@ -179,17 +179,17 @@ class ResponseReader:
                 self._await_head(data)
                 return
             if end > MAX_HEAD - 4:
-                raise httpx.RemoteProtocolError("the head of the upstream's answer is too large")
+                raise httpx.RemoteProtocolError("the head of the upstream's response is too large")
             self._scanned = 0
             first, *lines = data[:end].split(b"\r\n")
             status_line = _STATUS_LINE.fullmatch(first)
             if status_line is None:
-                raise httpx.RemoteProtocolError("the status line of the upstream's answer is malformed")
+                raise httpx.RemoteProtocolError("the status line of the upstream's response is malformed")
             minor, code, reason = status_line.groups()
             try:
                 self.fields = read_fields(lines)
             except MalformedHead:
-                raise httpx.RemoteProtocolError("the head of the upstream's answer is malformed") from None
+                raise httpx.RemoteProtocolError("the head of the upstream's response is malformed") from None
             self._lines = lines
             self.status = status = int(code)
             self.version = "1.1" if minor == b"1" else "1.0"
@@ -198,28 +198,28 @@ class ResponseReader:
             if status >= 200:
                 self._begin_body(data)
                 return
-            # RFC 9110, 15.2: any number of interim answers precedes the final one. 101 answers an Upgrade, which nobody sent.
+            # RFC 9110, 15.2: any number of interim responses precedes the final one. 101 answers an Upgrade, which is not sent.
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM:
-                raise httpx.RemoteProtocolError("the upstream sent an interim answer that was not asked for")
+                raise httpx.RemoteProtocolError("the upstream sent an interim response that was not asked for")
 
     def _await_head(self, data: bytes) -> None:
-        """Keep the part of a head that has arrived, if a head it can become."""
+        """Keep the part of a head that has arrived, if it can still become a head."""
         if len(data) > MAX_HEAD:
-            raise httpx.RemoteProtocolError("the head of the upstream's answer is too large")
+            raise httpx.RemoteProtocolError("the head of the upstream's response is too large")
         if data[:7] != b"HTTP/1."[: len(data)] or NO_HEAD.search(data, self._scanned):
-            raise httpx.RemoteProtocolError("the upstream's answer is no HTTP/1.1")
+            raise httpx.RemoteProtocolError("the upstream's response is no HTTP/1.1")
         self._scanned = max(len(data) - 3, 0)
         self._head = data
 
     def _begin_body(self, data: bytes) -> None:
-        """RFC 9112, 6.3, in its order."""
+        """Learn where the body ends, by the numbered cases of RFC 9112, 6.3, in their order."""
         try:
             fields = by_name(self.fields)
             self.length, chunked = read_framing(fields)
             length = self.length
         except MalformedHead:
-            raise httpx.RemoteProtocolError("the framing of the upstream's answer is ambiguous or not supported") from None
+            raise httpx.RemoteProtocolError("the framing of the upstream's response is ambiguous or not supported") from None
         connection = fields.get(b"connection")
         options = () if connection is None else read_options(connection)
         version = self.version
@@ -228,9 +228,9 @@ class ResponseReader:
         # 1.
         if not self._has_body or self.status in (204, 304):
             if self.status == 204 and (length or chunked):
-                self.keep_alive = False  # RFC 9110, 8.6 forbids the field; bytes of a body may be on their way
+                self.keep_alive = False  # RFC 9110, 8.6 forbids the field, so bytes of a body may follow
             self.state = COMPLETE
-        # 4., and 6.1: chunked in a message of HTTP/1.0 has faulty framing
+        # 4. By 6.1 the framing of a chunked HTTP/1.0 message is faulty, so the connection is not used again.
         elif chunked:
             self.keep_alive = self.keep_alive and version == "1.1"
             self.state = CHUNKED
@@ -257,15 +257,15 @@ class ResponseReader:
         try:
             parser.feed_data(data)
         except httptools.HttpParserError:
-            # After the last chunk it is another message that does not belong here.
+            # After the last chunk the error is that of another message.
             self.surplus = True
             if self.state != COMPLETE:
-                raise httpx.RemoteProtocolError("the chunks of the upstream's answer are malformed") from None
+                raise httpx.RemoteProtocolError("the chunks of the upstream's response are malformed") from None
         size = len(data)
         self._tail = data if size >= 5 else self._tail[-5:] + data
         if self.state == COMPLETE:
             self._parser = None
-            # Between two messages the parser skips line ends in silence, but there is only one empty line at the end of this.
+            # The parser skips line ends between two messages in silence. This message ends with exactly one empty line.
             tail = self._tail[-5:]
             if tail[-4:] != END_OF_HEAD or tail[:1] in b"\r\n":
                 self.surplus = True
@@ -275,15 +275,15 @@ class ResponseReader:
         else:
             self._overhead += size
             if self._overhead > MAX_HEAD:
-                raise httpx.RemoteProtocolError("the chunks of the upstream's answer carry too much beside the body")
+                raise httpx.RemoteProtocolError("the chunks of the upstream's response carry too much beside the body")
 
     def discard(self) -> None:
-        """Let go of the parser, which refers back to this object."""
+        """Let go of the parser, which refers back to this reader."""
         self._parser = None
 
     def on_message_begin(self) -> None:
         if self.state == COMPLETE:
-            raise ValueError("a message after the last chunk")  # or the parser would go on with it
+            raise ValueError("a message after the last chunk")  # else the parser would read it
 
     def on_message_complete(self) -> None:
         if self.state == CHUNKED:

@@ -1,10 +1,10 @@
 """
 TLS to upstreams.
 
-Trust is the system's, as OpenSSL finds it (`SSL_CERT_FILE` and `SSL_CERT_DIR` are obeyed), so a company's own CA counts once
-the machine knows it. Where the system has no certificates at all, as in some containers, certifi's bundle is used, which httpx
-brings. Not `truststore`: on Linux it takes the same certificates from the same place, but loads them anew for every connection
-(20 ms each, in which the loop stands still).
+The trusted certificates are the system's, as OpenSSL finds them (`SSL_CERT_FILE` and `SSL_CERT_DIR` are obeyed). So a company's
+own CA is trusted once the machine trusts it. Where the system has no certificates at all, as in some containers, certifi's
+bundle is used, which httpx brings. `truststore` is not used: on Linux it takes the same certificates from the same place, but
+loads them again for every connection, which stops the event loop for 20 ms.
 """
 
 import os
@@ -16,7 +16,7 @@ import certifi
 
 def default_context() -> ssl.SSLContext:
     """Return a context that verifies an upstream's certificate and name."""
-    paths = ssl.get_default_verify_paths()  # those of the file and the directory are None where there is none
+    paths = ssl.get_default_verify_paths()  # None for a file or directory that does not exist
     if os.name == "nt" or paths.cafile or (paths.capath and os.listdir(paths.capath)):
         return ssl.create_default_context()
     return ssl.create_default_context(cafile=certifi.where())
@@ -24,13 +24,13 @@ def default_context() -> ssl.SSLContext:
 
 class ResumingContext(ssl.SSLContext):
     """
-    A context for the connections to one origin, each of which resumes the TLS session of one before.
+    A context for the connections to one origin. Each connection resumes the TLS session of an earlier one.
 
-    asyncio and uvloop take a context and make the TLS session from it themselves, without a parameter for resumption; so this
-    passes the last session on where they ask for a new one, and otherwise is the other context.
+    asyncio and uvloop make the TLS object from a context themselves and have no parameter for resumption. So this context adds
+    the last session there, and leaves all else to the other context.
 
     Args:
-        context: does the work; shared by many origins. Its ALPN protocols are set to `http/1.1`.
+        context: the context that does the work, shared by many origins. Its ALPN protocols are set to `http/1.1`.
     """
 
     session: ssl.SSLSession | None
