@@ -296,7 +296,6 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
             await self._client.aclose()
             raise
 
-
     async def _drop_closed(self, command: Command) -> None:
         """Close the connection that is next for a command if the server has closed it: redis-py sends on it otherwise."""
         keys, _ = command
