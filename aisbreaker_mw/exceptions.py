@@ -107,11 +107,23 @@ class MissingCredential(RequestError):
 
 
 class InvalidToken(RequestError):
-    """A token does not open, or has expired (RFC 6750, 3.1)."""
+    """
+    A token does not open, or has expired (RFC 6750, 3.1).
+
+    Args:
+        message: a fixed text for the client; the class's own when not given.
+        reason: for the operator alone: `unknown_key`, `not_opened`, `expired`; or None.
+        kid: for the operator alone: the master key that the token names, or None.
+    """
 
     status = 401
     code = "invalid_token"
     message = "The API key is not valid on this server."
+
+    def __init__(self, message: str | None = None, *, reason: str | None = None, kid: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.kid = kid
 
     @property
     def headers(self) -> RawHeaders:

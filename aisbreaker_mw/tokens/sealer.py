@@ -8,9 +8,11 @@ master key, the header and the host (`Keyring.box_key`). The claims are a JSON o
     {"jti": "...", "iat": 1700000000, "exp": 1700007200,
      "quotas": [[minute, hour, day], [minute, hour, day]],    per client, and global; null for no limit
      "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...],
-     "open": true}                                            only in a token that anybody could mint
+     "open": true,                                            only in a token that anybody could mint
+     "label": "..."}                                          only where the key has one
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +36,15 @@ MAX_TOKEN_CHARACTERS = 8000
 """Longest token. Many servers and proxies refuse header lines over 8 KiB."""
 MAX_HEADER_CHARACTERS = 128
 EXPIRED = "The API key has expired."
+
+UNKNOWN_KEY = "unknown_key"
+"""Reason of an InvalidToken: the token names a master key that this server does not have."""
+NOT_OPENED = "not_opened"
+"""Reason of an InvalidToken: the token is malformed, was changed, or is for another host."""
+EXPIRED_REASON = "expired"
+"""Reason of an InvalidToken: the token has expired."""
+
+_KID = re.compile("[A-Za-z0-9_-]{8}", re.ASCII)  # as `keyring.key_id` makes them: safe to log
 
 
 class TokenTooLong(ValueError):
@@ -103,26 +114,30 @@ class TokenSealer:
             InvalidToken: they have expired.
         """
         if self._clock() >= claims.exp:
-            raise InvalidToken(EXPIRED)
+            raise InvalidToken(EXPIRED, reason=EXPIRED_REASON, kid=claims.kid)
 
     def open(self, token: str, host: str) -> TokenClaims:
         """
         Return the claims of a token that opens on `host`, expired or not.
 
         Raises:
-            InvalidToken: the token does not open. The message is the same for every reason.
+            InvalidToken: the token does not open. The message is the same for every reason. `reason` and `kid` tell the
+                operator.
         """
         if len(token) > MAX_TOKEN_CHARACTERS or not token.startswith(TOKEN_PREFIX):
-            raise InvalidToken
+            raise InvalidToken(reason=NOT_OPENED)
         header, dot, sealed = token[len(TOKEN_PREFIX) :].partition(".")
         if not dot or len(header) > MAX_HEADER_CHARACTERS:
-            raise InvalidToken
+            raise InvalidToken(reason=NOT_OPENED)
+        kid = None
         try:
             kid = self._read_kid(b64url_decode(header))
             box = SecretBox(self._keyring.box_key(kid, header.encode("ascii"), host))
             claims = box.decrypt(b64url_decode(sealed))
-        except (ValueError, KeyError, CryptoError):
-            raise InvalidToken from None
+        except KeyError:
+            raise InvalidToken(reason=UNKNOWN_KEY, kid=kid) from None
+        except (ValueError, CryptoError):
+            raise InvalidToken(reason=NOT_OPENED, kid=kid) from None
         return replace(_load(claims), kid=kid)
 
     @staticmethod
@@ -131,7 +146,7 @@ class TokenSealer:
         if not isinstance(fields, dict) or fields.keys() != {"ver", "kid"} or fields["ver"] != VERSION:
             raise ValueError("unknown token header")
         kid = fields["kid"]
-        if not isinstance(kid, str):
+        if not isinstance(kid, str) or not _KID.fullmatch(kid):
             raise ValueError("unknown token header")
         return kid
 
@@ -150,6 +165,8 @@ def _dump(claims: TokenClaims) -> bytes:
     }
     if claims.open:
         fields["open"] = True
+    if claims.label:
+        fields["label"] = claims.label
     return orjson.dumps(fields)
 
 
@@ -166,6 +183,7 @@ def _load(data: bytes) -> TokenClaims:
         ),
         secrets=tuple(_load_secret(*secret) for secret in fields["secrets"]),
         open=fields.get("open", False),
+        label=fields.get("label", ""),
     )
 
 
