@@ -29,7 +29,7 @@ async def connect(connection: Any, connect_timeout: float, timeout: float, scrip
         TimeoutError: it took longer. The message names how long each step took.
     """
     steps: list[str] = []
-    began = time.monotonic()
+    start = began = time.monotonic()
 
     def note(step: str) -> None:
         nonlocal began
@@ -54,12 +54,16 @@ async def connect(connection: Any, connect_timeout: float, timeout: float, scrip
         ready = True
     except TimeoutError:
         note("no reply for")
-        raise TimeoutError(f"not connected within {connect_timeout:g} s: {', '.join(steps)}") from None
+        reason = f"not connected within {connect_timeout:g} s: {', '.join(steps)}"
+        # The request that began it may have its reply already, so nobody else may say this.
+        logger.warning("quota storage %s", reason)
+        raise TimeoutError(reason) from None
     finally:
         if not ready:
             await connection.disconnect(nowait=True)
     connection.socket_timeout = timeout
-    logger.info("quota storage connected: %s", ", ".join(steps))
+    slow = time.monotonic() - start > timeout
+    logger.log(logging.INFO if slow else logging.DEBUG, "quota storage connected: %s", ", ".join(steps))
     return connection
 
 

@@ -327,8 +327,13 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         if not node._free or is_closed(node._free[0]):
             dialing = asyncio.create_task(self._dial(node))
             self._dialing.add(dialing)
-            dialing.add_done_callback(self._dialing.discard)
+            dialing.add_done_callback(self._dialed)
             await asyncio.shield(dialing)
+
+    def _dialed(self, dialing: asyncio.Task[None]) -> None:
+        self._dialing.discard(dialing)
+        if not dialing.cancelled():
+            dialing.exception()  # the request that waits for it raises it; if none waits, `connect` has logged it
 
     async def _learn(self) -> None:
         async with asyncio.timeout(self._connect_timeout):
