@@ -15,6 +15,10 @@ Reply: TypeAlias = bytes
 """The string that a script returns."""
 
 
+PATIENCE = 4
+"""Times the longest wait of a request until a connection without a reply is given up. A late reply fails its request alone."""
+
+
 async def connect(connection: Any, connect_timeout: float, timeout: float, script: str) -> Any:
     """
     Return a connection once it is ready for requests: connected, authenticated, and the server has the script.
@@ -22,7 +26,7 @@ async def connect(connection: Any, connect_timeout: float, timeout: float, scrip
     Args:
         connection: a connection of redis-py that is not connected.
         connect_timeout: longest time for all of that, in seconds.
-        timeout: longest wait for a reply later, in seconds.
+        timeout: longest wait of a request, in seconds.
         script: source of the script.
 
     Raises:
@@ -61,7 +65,7 @@ async def connect(connection: Any, connect_timeout: float, timeout: float, scrip
     finally:
         if not ready:
             await connection.disconnect(nowait=True)
-    connection.socket_timeout = timeout
+    connection.socket_timeout = PATIENCE * timeout
     slow = time.monotonic() - start > timeout
     logger.log(logging.INFO if slow else logging.DEBUG, "quota storage connected: %s", ", ".join(steps))
     return connection

@@ -66,7 +66,8 @@ class RedisQuotaStorage(RedisStorage):
         uri: URI as limits spells it, with or without `async+`: `redis://`, `rediss://`, `redis+unix://`, and the same with
             `valkey`.
         wrap_exceptions: as for every storage of limits.
-        timeout: longest wait for a reply, in seconds.
+        timeout: longest wait of a request, in seconds. `QuotaLimiter` ends the wait; a connection without a reply is given up
+            after four times as long.
         connect_timeout: longest time until a new connection is ready for requests, in seconds.
         max_clients: most records per policy; see `Places`.
         places_key: key of the hash that assigns records to places, at most 64 bytes; the same for all users of the server.
