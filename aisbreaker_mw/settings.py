@@ -131,6 +131,7 @@ class QuotaSettings(_Section):
     """Storage URI of the limits library. It is secret, as it may hold a password."""
     on_storage_error: Literal["deny", "local", "allow"] = "deny"
     storage_timeout: Timeout = 0.25
+    storage_connect_timeout: Timeout = 5.0
     max_clients: Count = 1_000_000
     server: RequestQuotas = RequestQuotas()
 

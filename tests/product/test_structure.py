@@ -81,7 +81,7 @@ USERS: dict[str, set[str]] = {
     "pydantic": {"cli.serve", "endpoints.token", "endpoints.token_request", "settings", "tokens.claims", "tokens.sealer"},
     "pydantic_settings": {"settings"},
     "python_multipart": {"services.multipart"},
-    "redis": {"quotas.redis"},
+    "redis": {"quotas.line", "quotas.redis"},
     "starlette": {
         "admission",
         "asgi",
