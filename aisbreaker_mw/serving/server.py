@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from ..exceptions import ConfigurationError
+from ..telemetry.writer import QueuedHandler
 from .http_protocol import HTTPProtocol
 from .supervisor import Supervisor
 from .websocket_protocol import WebSocketProtocol
@@ -35,7 +36,7 @@ _LOG_CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "handlers": {"stderr": {"()": QueuedHandler, "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"aisbreaker_mw": {"level": "INFO"}, "uvicorn.error": {"level": "WARNING"}},
 }
