@@ -34,6 +34,8 @@ _START_TIMEOUT = 60.0
 """Seconds that a worker has to start."""
 _LONGEST_PAUSE = 30.0
 """Seconds between two tries to start a worker, at most."""
+_LONGEST_PAUSE_AFTER_KILL = 1.0
+"""The same where a signal ended the worker."""
 _LAST_WORDS = 5.0
 """Seconds that an orphaned worker has beyond the drain."""
 
@@ -73,6 +75,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._serving = False  # some worker has served
         self._failures = 0  # workers that ended before they served, since one did
+        self._last_failure = 0.0
         self._next_start = 0.0
         self._forced = False
 
@@ -169,17 +172,21 @@ class Supervisor:
                 continue
             if not self._serving and status > 0:
                 return False  # it has logged why
-            # 0, 1, 3, 7, ... seconds: a single accident costs no time, a broken configuration little.
-            pause = min(2.0**self._failures - 1, _LONGEST_PAUSE)
-            self._failures = min(self._failures + 1, 16)
-            self._next_start = time.monotonic() + pause
+            # 0, 1, 3, 7, ... seconds: a single accident costs no time, a broken configuration little. Workers that started
+            # before the last failure share its pause.
+            now = time.monotonic()
+            if worker.started >= self._last_failure:
+                longest = _LONGEST_PAUSE if status > 0 else _LONGEST_PAUSE_AFTER_KILL
+                self._next_start = now + min(2.0**self._failures - 1, longest)
+                self._failures = min(self._failures + 1, 16)
+                self._last_failure = now
             self._outdated.clear()
             _logger.error(
                 "worker %d ended %s before it could serve; %d others are kept, and the next try is in %d s",
                 worker.process.pid,
                 cause,
                 sum(each.ready for each in self._workers),
-                pause,
+                round(max(self._next_start - now, 0.0)),
             )
         return True
 
@@ -197,11 +204,12 @@ class _Worker:
         ours, theirs = _spawn.Pipe()
         self.pipe: Connection | None = ours
         self.ready = False
+        self.started = time.monotonic()
         self.process = _spawn.Process(target=_work, args=(config, sockets, theirs, grace))
         self.process.start()
         theirs.close()  # so that the pipe ends with the worker
-        self._heard = time.monotonic()
-        self._next_ping = self._heard + _PING_INTERVAL
+        self._heard = self.started
+        self._next_ping = self.started + _PING_INTERVAL
 
     def listen(self) -> bool:
         """Read a message. Return True for the one that says that the worker serves."""

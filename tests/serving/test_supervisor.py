@@ -161,7 +161,7 @@ def test_a_broken_configuration_leaves_the_healthy_workers(served: Served) -> No
     assert served.workers() >= set(others)
     assert served.get() in others
     assert served.process.poll() is None
-    assert served.logged("hosts: give a list of names") == served.logged("before it could serve")
+    assert 0 <= served.logged("hosts: give a list of names") - served.logged("before it could serve") <= 1
     served.broken.unlink()
     served.all_serve(2)
 
