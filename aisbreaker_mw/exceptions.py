@@ -26,7 +26,8 @@ The tree of errors.
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
         ├── ShuttingDown                   503 server_shutting_down
-        └── UpstreamTimeout                504 upstream_timeout
+        ├── UpstreamTimeout                504 upstream_timeout
+        └── LoopDetected                   508 loop_detected
 
 A message is a fixed text that may be shown to anybody: no exception text, no upstream host, no part of a token or secret.
 """
@@ -309,3 +310,15 @@ class UpstreamTimeout(RequestError):
     status = 504
     code = "upstream_timeout"
     message = "The AI service did not answer in time."
+
+
+class LoopDetected(RequestError):
+    """The request has passed this server already (RFC 5842, 7.2)."""
+
+    status = 508
+    code = "loop_detected"
+    message = "The request has come back to this server: the base URL of `network` leads here."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]

@@ -112,6 +112,11 @@ class MintingSettings(_Section):
     max_lifetime: Span = 366 * 86_400
     requests_per_minute: Limit = 30
 
+    @property
+    def mode_is_written(self) -> bool:
+        """Whether the configuration names the mode, and does not just leave the default."""
+        return "mode" in self.model_fields_set
+
 
 class QuotaSettings(_Section):
     """Where requests are counted, and the limits over all of them. Times in seconds."""

@@ -129,6 +129,7 @@ def inspect_token(token_text: str, host: str | None, config: Path | None) -> Non
         "iat": _utc(claims.iat),
         "exp": _utc(claims.exp),
         "expired": time.time() >= claims.exp,
+        "open": claims.open,
         "requestQuotas": quotas,
         "serviceSecrets": [{"serviceId": each.service_id, "authSecret": _mask(each)} for each in claims.secrets],
     }

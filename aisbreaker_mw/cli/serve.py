@@ -49,6 +49,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, grace: floa
         )
     if not settings.has_key():
         settings = _with_key_for_this_run(settings, host, workers)
+    if not settings.minting.mode_is_written and not _is_loopback(host):
+        raise ConfigurationError(
+            "minting.mode: must be written down where others can reach the server: open (anybody may mint), secret, "
+            "or off; set AISBREAKER_MINTING__MODE, or listen on a loopback address"
+        )
     with contextlib.ExitStack() as stack:
         if storage == _EMBEDDED:
             uri = stack.enter_context(EmbeddedValkey())

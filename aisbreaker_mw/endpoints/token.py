@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
@@ -72,6 +72,7 @@ class TokenEndpoint:
         now = int(self._clock())
         policy = self._policy
         claims = request.claims(now=now, default_lifetime=policy.default_lifetime, max_lifetime=policy.max_lifetime)
+        claims = replace(claims, open=policy.mode == "open")
         try:
             token = self._sealer.seal(claims, host)
         except TokenTooLong as error:

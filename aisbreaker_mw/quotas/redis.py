@@ -101,6 +101,8 @@ class RedisQuotaStorage(RedisStorage):
             "socket_connect_timeout": timeout,
             # A retry could count a request twice.
             "retry": Retry(NoBackoff(), 0),
+            # With RESP3, redis-py from version 8 on no longer replaces a pooled connection that the server has closed.
+            "protocol": 2,
             **options,
         }
         super().__init__(
@@ -284,6 +286,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
         # redis-py finds the slot of a key only when initialized. The first requests would go to any node.
         await self._client.initialize()
+        await self._drop_closed(command)
         try:
             return cast(Reply, await self._client.execute_command(*script.cached(command)))
         except NoScriptError:
@@ -292,6 +295,13 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
             # The node is a former primary. Close, so that the next request learns the slots anew.
             await self._client.aclose()
             raise
+
+    async def _drop_closed(self, command: Command) -> None:
+        """Close the connection that is next for a command if the server has closed it: redis-py sends on it otherwise."""
+        keys, _ = command
+        idle = self._client.get_node_from_key(keys[0])._free
+        if idle and (reader := idle[0]._reader) is not None and reader.at_eof():
+            await idle[0].disconnect(nowait=True)
 
 
 def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:

@@ -7,7 +7,8 @@ master key, the header and the host (`Keyring.box_key`). The claims are a JSON o
 
     {"jti": "...", "iat": 1700000000, "exp": 1700007200,
      "quotas": [[minute, hour, day], [minute, hour, day]],    per client, and global; null for no limit
-     "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...]}
+     "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...],
+     "open": true}                                            only in a token that anybody could mint
 """
 
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_bytes
 from sys import getsizeof
+from typing import Any
 
 import orjson
 from nacl.exceptions import CryptoError
@@ -157,18 +159,19 @@ def weigh(claims: TokenClaims) -> int:
 
 def _dump(claims: TokenClaims) -> bytes:
     quotas = claims.quotas
-    return orjson.dumps(
-        {
-            "jti": claims.jti,
-            "iat": claims.iat,
-            "exp": claims.exp,
-            "quotas": [quotas.per_client_request_limits.windows(), quotas.global_request_limits.windows()],
-            "secrets": [
-                (secret.service_id, secret.values() if secret.others else secret.auth_secret.get_secret_value())
-                for secret in claims.secrets
-            ],
-        }
-    )
+    fields: dict[str, Any] = {
+        "jti": claims.jti,
+        "iat": claims.iat,
+        "exp": claims.exp,
+        "quotas": [quotas.per_client_request_limits.windows(), quotas.global_request_limits.windows()],
+        "secrets": [
+            (secret.service_id, secret.values() if secret.others else secret.auth_secret.get_secret_value())
+            for secret in claims.secrets
+        ],
+    }
+    if claims.open:
+        fields["open"] = True
+    return orjson.dumps(fields)
 
 
 def _load(data: bytes) -> TokenClaims:
@@ -183,6 +186,7 @@ def _load(data: bytes) -> TokenClaims:
             per_client_request_limits=RequestLimits.of(per_client), global_request_limits=RequestLimits.of(together)
         ),
         secrets=tuple(_load_secret(*secret) for secret in fields["secrets"]),
+        open=fields.get("open", False),
     )
 
 

