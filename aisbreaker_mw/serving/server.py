@@ -6,6 +6,7 @@ finish. After `grace` seconds the rest is cut, and clients can see that. Then th
 once.
 """
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -22,6 +23,7 @@ from uvicorn.config import STARTUP_FAILURE
 from ..exceptions import ConfigurationError
 from ..telemetry.writer import QueuedHandler
 from .http_protocol import HTTPProtocol
+from .open_files import OPEN_FILES, raise_limit
 from .supervisor import Supervisor
 from .websocket_protocol import WebSocketProtocol
 
@@ -92,6 +94,7 @@ def run(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # asyncio.wait_for takes any number
     )
+    raise_limit()  # workers inherit it
     try:
         sockets = _listen(host, port)
     except OSError as error:
@@ -130,6 +133,7 @@ class _Server(uvicorn.Server):
         self._url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(OPEN_FILES.handle)
         await super().startup(sockets=sockets)
         if self.started:
             _say_listening(self._url)

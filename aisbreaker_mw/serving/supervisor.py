@@ -9,6 +9,7 @@ Supervisor and worker share a pipe. The worker says on it that it serves, and re
 the supervisor ends, however it ends, and then the worker drains and ends too.
 """
 
+import asyncio
 import logging
 import os
 import signal
@@ -21,6 +22,8 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 
 import uvicorn
+
+from .open_files import OPEN_FILES
 
 __all__ = ["Supervisor"]
 
@@ -255,6 +258,7 @@ class _Server(uvicorn.Server):
         self._pipe = pipe
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(OPEN_FILES.handle)
         await super().startup(sockets=sockets)
         if self.started:
             self._pipe.send_bytes(_READY)
