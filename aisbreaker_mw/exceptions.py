@@ -25,6 +25,7 @@ The tree of errors.
         ├── UpstreamCredentialRejected     502 upstream_credential_rejected
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
+        ├── ServerBusy                     503 server_busy
         ├── ShuttingDown                   503 server_shutting_down
         ├── UpstreamTimeout                504 upstream_timeout
         └── LoopDetected                   508 loop_detected
@@ -306,6 +307,14 @@ class UpstreamBusy(_Retryable):
     status = 503
     code = "upstream_busy"
     message = "All connections to the AI service are in use. Retry later."
+
+
+class ServerBusy(_Retryable):
+    """The process has no file left for another connection."""
+
+    status = 503
+    code = "server_busy"
+    message = "The server has too many open connections. Retry later."
 
 
 class ShuttingDown(_Retryable):

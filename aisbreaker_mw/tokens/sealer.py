@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_bytes
+from sys import getsizeof
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ from nacl.secret import SecretBox
 from pydantic import SecretStr
 
 from ..exceptions import InvalidToken
-from ..memo import Memo
+from ..memo import WeighedMemo
 from .base64url import b64url_decode, b64url_encode
 from .claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .keyring import Keyring
@@ -35,6 +36,8 @@ VERSION = "aisbreaker.org/box/v1"
 MAX_TOKEN_CHARACTERS = 8000
 """Longest token. Many servers and proxies refuse header lines over 8 KiB."""
 MAX_HEADER_CHARACTERS = 128
+MAX_OPENED_BYTES = 64 * 1024 * 1024
+"""Most bytes of opened tokens that a process remembers: some 20,000 usual tokens, or 500 with hundreds of secrets."""
 EXPIRED = "The API key has expired."
 
 UNKNOWN_KEY = "unknown_key"
@@ -62,14 +65,18 @@ class TokenSealer:
 
     Args:
         keyring: the server's master keys.
-        cache_size: most opened tokens remembered.
+        max_opened_bytes: most bytes that remembered tokens take, opened.
         clock: returns seconds since the epoch.
     """
 
-    def __init__(self, keyring: Keyring, *, cache_size: int = 10_000, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, keyring: Keyring, *, max_opened_bytes: int = MAX_OPENED_BYTES, clock: Callable[[], float] = time.time
+    ) -> None:
         self._keyring = keyring
         self._clock = clock
-        self._opened: Memo[tuple[str, str], TokenClaims] = Memo(cache_size)
+        self._opened: WeighedMemo[tuple[str, str], TokenClaims] = WeighedMemo(
+            max_opened_bytes, lambda key, claims: getsizeof(key[0]) + weigh(claims), lambda claims: claims.exp, clock
+        )
 
     def seal(self, claims: TokenClaims, host: str, *, nonce: bytes | None = None) -> str:
         """
@@ -103,7 +110,11 @@ class TokenSealer:
         if claims is None:
             claims = self.open(token, host)
             self._opened.remember(key, claims)
-        self.check_expiry(claims)
+        try:
+            self.check_expiry(claims)
+        except InvalidToken:
+            self._opened.forget(key)
+            raise
         return claims
 
     def check_expiry(self, claims: TokenClaims) -> None:
@@ -149,6 +160,16 @@ class TokenSealer:
         if not isinstance(kid, str) or not _KID.fullmatch(kid):
             raise ValueError("unknown token header")
         return kid
+
+
+def weigh(claims: TokenClaims) -> int:
+    """Return about how many bytes of memory claims take."""
+    size = 2000
+    for secret in claims.secrets:
+        size += 64 + getsizeof(secret.service_id)
+        for value in secret.values():
+            size += 100 + getsizeof(value)
+    return size
 
 
 def _dump(claims: TokenClaims) -> bytes:

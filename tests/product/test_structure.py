@@ -107,6 +107,7 @@ USERS: dict[str, set[str]] = {
         "serving.http_protocol",
         "serving.refusal",
         "serving.server",
+        "serving.supervisor",
         "serving.websocket_protocol",
     },
     "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
