@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Visit:
 def test_a_page_of_another_origin_spends_nothing(foreign: Visit) -> None:
     """Every one of its requests came, and none of them reached the service."""
     assert foreign.findings["origin"].startswith("http://localhost:")
-    assert foreign.statuses == dict.fromkeys(WAYS, {401})
+    assert foreign.statuses == {way: {401} for way in WAYS}
     assert foreign.got == set()
 
 
@@ -171,7 +170,7 @@ def service_page(request: Recorded, _: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def opener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def opener(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The wrapped app, after its page has shown the service's in frames, and has given way to it."""
     own = Site("opener.html")
     with RecordingUpstream(service_page) as upstream:
@@ -180,7 +179,7 @@ def opener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         with serve(AIsBreakerMiddleware(own, settings=settings(**values))) as base, browse(base, home):
             assert own.arrived.wait(60), "the page has told nothing"
             wait_until(lambda: "/seen/alone" in [path for path, _ in own.requests], "the last page's image", 20)
-    yield own
+    return own
 
 
 def test_a_services_page_is_shown_without_its_scripts(opener: Site) -> None:
