@@ -118,13 +118,15 @@ def flood(kind: str, port: int, token: str, size: int) -> None:
 
 async def echo(peer: ServerConnection) -> None:
     """Echo each message; or send as many empty messages or fragments as one asks for."""
-    with contextlib.suppress(ConnectionClosed):
+    with contextlib.suppress(ConnectionClosed, ConnectionError):
         async for message in peer:
             if isinstance(message, bytes) and message.startswith((b"messages ", b"fragments ")):
                 kind, _, count = message.partition(b" ")
                 empty = b"\x82\x00" if kind == b"messages" else b"\x00\x00"
                 peer.transport.write(b"\x01\x00" if kind == b"fragments" else b"")
                 for _ in range(0, int(count), 50_000):
+                    if peer.transport.is_closing():
+                        return
                     peer.transport.write(empty * 50_000)
                     await peer.drain()
             else:
