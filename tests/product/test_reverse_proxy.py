@@ -33,9 +33,7 @@ def ask(front: Front, *headers: str, method: str = "GET", target: str = PATH, bo
         pytest.param(["Connection: close, X-Named", "X-Named: 1", "X-Kept: 2"], ["x-named"], ["x-kept"], id="named"),
         pytest.param(["Connection: close", "Connection: x-named", "X-Named: 1"], ["x-named"], [], id="named in a second"),
         pytest.param(["Connection: close,, ,x-named", "X-Named: 1"], ["x-named"], [], id="named among empty options"),
-        pytest.param(
-            ["Keep-Alive: timeout=5", "Proxy-Connection: keep-alive"], ["keep-alive", "proxy-connection"], [], id="hop"
-        ),
+        pytest.param(["Keep-Alive: timeout=5", "Proxy-Connection: keep-alive"], ["keep-alive", "proxy-connection"], [], id="x"),
         pytest.param(["Te: trailers"], ["te"], [], id="Te: trailers, as trailers are dropped"),
         pytest.param(["Te: gzip, trailers"], ["te"], [], id="Te with more"),
         pytest.param(["Proxy-Authorization: Basic eDp5"], ["proxy-authorization"], [], id="Proxy-Authorization"),

@@ -28,8 +28,6 @@ Read = tuple[Any, ...]
 def ours(data: bytes) -> Read | None:
     """Return the first request, read by us; None if it is refused or not whole."""
     head, end, rest = data.partition(b"\r\n\r\n")
-    if data[:2] == b"\r\n":
-        head, end, rest = data[2:].partition(b"\r\n\r\n")
     try:
         read = RequestHead(head + end, Limits()) if end else None
         if read is None:
