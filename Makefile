@@ -11,7 +11,7 @@ FUZZ_EXAMPLES ?= 20000
 FUZZ_TARGETS := tests/product/test_faithful.py tests/serving/test_differential.py tests/serving/test_fuzz.py \
 	tests/upstream/transport/test_fuzz.py
 
-.PHONY: demo serve test lint format fuzz bench clean
+.PHONY: demo serve test test-lowest lint format fuzz bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/aisbreaker demo $(DEMO_ARGS)
@@ -23,6 +23,10 @@ serve: $(VENV)/.runtime
 # again. TEST_WORKERS=0 runs everything in one process.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --max-worker-restart 0 $(TEST_ARGS)
+
+# The same with the lowest versions of the dependencies instead of the newest, in an environment of its own.
+test-lowest:
+	PYTHON=$(PYTHON) TEST_WORKERS=$(TEST_WORKERS) .ci/versions $(TEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -52,6 +52,14 @@ def route_path(scope: Scope) -> bytes:
     return raw[end:] or b"/" if unquote(raw[:end].decode("latin-1")) == root else raw
 
 
+def app_path(scope: Scope) -> str:
+    """Return the decoded path of a request below the mount point, by which an app routes."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    # ASGI: root_path is a prefix of path. Some servers leave it out of path.
+    return path[len(root) :] or "/" if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/") else path
+
+
 class SynchronousSender:
     """
     Base class of a server's side of a request that can send without a task.

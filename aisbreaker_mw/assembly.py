@@ -13,7 +13,7 @@ from .endpoints.endpoints import Endpoints
 from .endpoints.token import MintingPolicy, TokenEndpoint
 from .exceptions import ConfigurationError
 from .guard import Guard
-from .http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
+from .http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, OVERRIDES, PAGE
 from .quotas import QuotaLimiter
 from .quotas.buckets import BucketPlan
 from .quotas.gate import QuotaGate
@@ -30,7 +30,7 @@ from .upstream.websocket import WebSocketProxy
 __all__ = ["Parts", "assemble"]
 
 # The Host is the upstream's, and the server below us has met an expectation already (RFC 9110, 10.1.1).
-_NOT_FORWARDED = HOP_BY_HOP | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
+_NOT_FORWARDED = HOP_BY_HOP | OVERRIDES | PAGE | {b"host", b"expect"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
     upstream, quotas, minting = settings.upstream, settings.quotas, settings.minting
     clients = ClientIdentifier(settings.trusted_proxies)
     hosts = HostNames(settings.hosts)
-    sealer = TokenSealer(settings.keyring(), clock=clock)
+    keyring = settings.keyring()
+    sealer = TokenSealer(keyring, clock=clock)
     services = ServiceCatalog.load(settings.services)
     for service_id in settings.inject.values():
         if services.by_vendor(service_id.partition(":")[2].partition("/")[0]) is None:
@@ -86,7 +87,9 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         quotas.storage.get_secret_value(),
         on_storage_error=quotas.on_storage_error,
         timeout=quotas.storage_timeout,
+        connect_timeout=quotas.storage_connect_timeout,
         max_clients=quotas.max_clients,
+        places_key=keyring.places_key,
     )
     gate = QuotaGate(limiter)
 
@@ -100,6 +103,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
     authorizer = Authorizer(lambda: proxy.transport, clock=clock, max_signed_bytes=upstream.max_engine_scan_bytes)
     admission = AdmissionPolicy(
         default_token=settings.default_api_key.get_secret_value() if settings.default_api_key else None,
+        origins=frozenset(origin.encode("ascii") for origin in settings.cors_origins if origin != "*"),
         forwards_foreign=settings.foreign_credentials == "forward",
         not_forwarded=_NOT_FORWARDED if upstream.forward_client_address else _NOT_FORWARDED | CLIENT_ADDRESS,
         max_engine_scan_bytes=upstream.max_engine_scan_bytes,
@@ -108,7 +112,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         services=services,
         relay=Relay(
             clients=clients,
-            admissions=Admissions(sealer, hosts, plan, admission),
+            admissions=Admissions(sealer, hosts, plan, admission, clock),
             gate=gate,
             authorizer=authorizer,
             embedded={each.name: DummyService(each.delay) for each in services if each.embedded},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .asgi import as_pairs
+from .asgi import app_path, as_pairs
 from .client.address import ClientIdentifier
 from .client.exchange import Exchange, refuse
 from .client.host import HostNames
@@ -42,7 +42,7 @@ class Guard:
     authorizer: Authorizer
     inject: Mapping[str, str]
 
-    async def __call__(self, app: ASGIApp, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """
         Run the app for a request.
 
@@ -51,7 +51,6 @@ class Guard:
 
         Args:
             app: the wrapped app.
-            path: raw path below the mount point.
             scope: ASGI scope of the request.
             receive: ASGI callable.
             send: ASGI callable.
@@ -70,7 +69,7 @@ class Guard:
             return
         exchange = Exchange(scope, send)
         try:
-            inner = await self._admit(path, scope, token, exchange)
+            inner = await self._admit(scope, token, exchange)
         except RequestError as error:
             await refuse(scope, receive, exchange, error)
             return
@@ -79,17 +78,18 @@ class Guard:
         finally:
             exchange.log()
 
-    async def _admit(self, path: bytes, scope: Scope, token: str, exchange: Exchange) -> Scope:
+    async def _admit(self, scope: Scope, token: str, exchange: Exchange) -> Scope:
         """Check and count a token, and return the scope that the app sees."""
         headers = scope["headers"]
         exchange.client = client = self.clients.identify(scope)
         exchange.claims = claims = self.sealer.unseal(token, self.hosts.resolve(headers))
         inner = {**scope, "aisbreaker": claims}
-        service_id = self.inject.get(path.decode("latin-1"))
+        credential = ""
+        service_id = self.inject.get(app_path(scope))
         if service_id is not None:
             exchange.service_id = service_id
             secret = choose_for(claims.secrets, service_id)
             credential = self.authorizer.secret_in_turn(secret, token=token, jti=claims.jti)
-            inner["headers"] = replace_authorization(headers, credential)
+        inner["headers"] = replace_authorization(headers, credential)
         await self.gate.admit(self.plan.for_request(client, claims), exchange)
         return inner

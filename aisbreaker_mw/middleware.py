@@ -96,7 +96,7 @@ class AIsBreakerMiddleware:
 
         # Ways 2 and 3: the wrapped app, with a token or without
         elif self.app is not None:
-            await self._guard(self.app, path, given, receive, send)
+            await self._guard(self.app, given, receive, send)
         else:
             await refuse(scope, receive, Exchange(scope, send), NotFound())
 

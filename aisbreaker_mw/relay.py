@@ -98,11 +98,11 @@ class Relay:
         admission = await self.admissions.admit(ServiceRequest(service, rest, scope, fields, client), body, exchange)
         await self.gate.admit(admission.buckets, exchange)
 
-        outgoing = [
-            (b"host", service.host_header),
-            *forwardable(headers, admission.dropped),
-            *admission.credential,
-        ]
+        forwarded = forwardable(headers, admission.dropped)
+        if b"_" in b"".join(fields):
+            # Some servers read X_Original_URL as X-Original-URL, so a name with an underscore could be any header.
+            forwarded = [header for header in forwarded if b"_" not in header[0]]
+        outgoing = [(b"host", service.host_header), *forwarded, *admission.credential]
         defaults = admission.route.default_headers
         if defaults:
             outgoing += [default for default in defaults if get(outgoing, default[0]) is None]
@@ -115,6 +115,8 @@ class Relay:
             outgoing,
             relay_unauthorized=admission.foreign,
             counted=bool(exchange.headers),
+            credential=admission.revealed,
+            rejections=service.rejections,
         )
         if admission.secret is not None:
             request = await self.authorizer.authorize(request, body, admission.secret)

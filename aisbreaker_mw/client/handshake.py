@@ -59,7 +59,9 @@ def read_handshake(headers: RawHeaders) -> Handshake:
                     subprotocols.append(subprotocol)
         elif not name.startswith(b"sec-websocket-") and name != b"content-length":
             kept.append((name, value))
-    return Handshake(kept + keys, subprotocols, bool(keys))
+    # The same key may be sent in several places. Different ones become several Authorization headers, which are refused.
+    added = [key for key in dict.fromkeys(keys) if key not in kept]
+    return Handshake(kept + added, subprotocols, bool(keys))
 
 
 def from_allowed_page(headers: RawHeaders, origins: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from ..services.service import CredentialStyle
 from ..tokens.claims import ServiceSecret
 from ..upstream.request import UpstreamRequest
 from .aws import SignatureStrategy
-from .carriers import replace_query_keys, reveal
+from .carriers import reveal, with_credential
 from .google_cloud import GoogleCloudStrategy
 from .rotation import Rotation, Turn
 
@@ -85,11 +85,9 @@ class HeaderStrategy:
 
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
         """Return the request with the credential in place; see `CredentialStrategy`."""
-        target = request.target
-        if self._style.query is not None:
-            path, _, query = target.partition(b"?")
-            target = path + b"?" + replace_query_keys(query, self._style, secret)
-        return replace(request, target=target, headers=[*request.headers, *self._style.headers_for(secret)])
+        target = with_credential(request.target, self._style, secret)
+        headers = [*request.headers, *self._style.headers_for(secret)]
+        return replace(request, target=target, headers=headers, credential=secret)
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
         """Return whether the response rejects the credential; see `CredentialStrategy`."""
@@ -182,8 +180,8 @@ class _Attempts:
         self._turn = turn
         self._current = ""
 
-    def rejects(self, status: int, headers: RawHeaders) -> bool:
-        rejected = self._strategy.rejects(self._current, status, headers)
+    def rejects(self, status: int, headers: RawHeaders, *, told: bool) -> bool:
+        rejected = self._strategy.rejects(self._current, status, headers) or told
         if rejected or status == 429:
             self._turn.pause(401 if rejected else status, headers)
         return rejected

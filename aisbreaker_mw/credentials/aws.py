@@ -72,7 +72,8 @@ class SignatureStrategy:
         """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = [header for header in request.headers if header[0] not in _OURS]
         if ":" not in secret:
-            return replace(request, headers=[*headers, (b"authorization", b"Bearer " + secret.encode("ascii"))])
+            bearer = (b"authorization", b"Bearer " + secret.encode("ascii"))
+            return replace(request, headers=[*headers, bearer], credential=secret)
         data = await body.collect(self._max_body_bytes, lambda: PayloadTooLarge(_TOO_LARGE))
         if get(headers, b"transfer-encoding") is not None:
             # AWS takes no chunks, and the length is known now.

@@ -1,21 +1,29 @@
 """Carriers: the places where an SDK puts its API key. The token is found there, and replaced by the service's credential."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import quote_plus, unquote_plus
 
 from ..exceptions import InvalidRequest, ServiceNotAllowed
 from ..http1.fields import RawHeaders
-from ..services.patterns import covers_vendor, matches, needs_engine
+from ..services.key_places import KeyPlaces
+from ..services.patterns import covers_vendor, matches, names_engines, needs_engine
+from ..services.second_models import NamedModels
 from ..services.service import CredentialStyle, RouteMatch
 from ..tokens.claims import PRESENTED_TOKEN, ServiceSecret
 from ..tokens.sealer import TOKEN_PREFIX
 
 _PREFIX = TOKEN_PREFIX.encode("ascii")
-KEY_HEADERS = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
-"""Headers whose whole value is an API key."""
-CARRIERS = KEY_HEADERS | {b"authorization"}
-"""Headers that may carry the client's credential. The query parameter `key` is the only other carrier."""
+_MALFORMED = "The Authorization header must be: Bearer, one space, the token."
+_MISPLACED = (
+    "An aisbreaker_... token is in a header or parameter where this service takes no API key. "
+    "Send it where the SDK puts its API key."
+)
+# Cookies are never forwarded, and a cookie's name may begin like a token. A client may call itself as it likes.
+_UNCHECKED = frozenset({b"user-agent", b"cookie"})
+
+_RESOURCE = re.compile(r"(?:(?:projects/[^/]+/locations/[^/]+/)?publishers/[^/]+/)?models/([^/]+)")
 
 
 class PresentedCredential(NamedTuple):
@@ -34,102 +42,129 @@ class PresentedCredential(NamedTuple):
         return f"PresentedCredential(token={'***' if self.token else None}, foreign={self.foreign})"
 
 
-def find(headers: Iterable[tuple[bytes, bytes]], query: bytes) -> PresentedCredential:
+def find(headers: RawHeaders, query: bytes, places: KeyPlaces) -> PresentedCredential:
     """
     Return the credential of a request to a service.
 
     Args:
-        headers: names in lower case.
-        query: raw query string.
+        headers: headers of the request, names in lower case.
+        query: raw query.
+        places: where the service's API key may be.
 
     Raises:
-        InvalidRequest: there are two different tokens, or the Authorization header is a token without Bearer, or Bearer without
-            exactly one value (RFC 6750, 2.1).
+        InvalidRequest: there are two different tokens; a token is where no API key belongs; or Authorization comes twice, or
+            is Bearer with no or several values (RFC 6750, 2.1).
     """
     tokens: set[bytes] = set()
     foreign = False
+    authorizations = 0
     for name, value in headers:
-        if name not in CARRIERS:
+        schemes = places.headers.get(name)
+        if schemes is None:
+            if value.startswith(_PREFIX) and name not in _UNCHECKED:
+                raise InvalidRequest(_MISPLACED)
             continue
-        credential = _bearer(value) if name == b"authorization" else value.strip()
-        if credential is not None and credential.startswith(_PREFIX):
+        authorizations += name == b"authorization"
+        credential = _read_header(name, value, schemes)
+        if credential.startswith(_PREFIX):
             tokens.add(credential)
         elif _PREFIX in value:
             # A token in the wrong place must not be forwarded as a foreign credential.
             raise InvalidRequest("The token must be the whole API key, behind nothing but Bearer.")
-        elif credential != b"":
+        elif credential:
             foreign = True
-    if b"key" in query or b"%" in query:
-        for key in query_keys(query):
-            if key.startswith(TOKEN_PREFIX):
-                tokens.add(key.encode("latin-1"))
-            elif key:
-                foreign = True
+    if authorizations > 1:
+        raise InvalidRequest("The request has more than one Authorization header.")
+    for parameter, text in parse_query(query):
+        is_token = text.startswith(TOKEN_PREFIX)
+        if parameter not in places.queries:
+            if is_token:
+                raise InvalidRequest(_MISPLACED)
+        elif is_token:
+            tokens.add(text.encode("latin-1"))
+        elif text:
+            foreign = True
     if len(tokens) > 1:
         raise InvalidRequest("The request carries two different tokens.")
     return PresentedCredential(tokens.pop().decode("latin-1") if tokens else None, foreign)
 
 
-def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def count_bare_tokens(values: Iterable[bytes]) -> int:
+    """Return how many header values begin as a token does."""
+    return (b"\n" + b"\n".join(values)).count(b"\n" + _PREFIX)
+
+
+def has_unchecked_token(headers: RawHeaders) -> bool:
+    """Return whether a header that is not searched for tokens begins as a token does."""
+    return any(value.startswith(_PREFIX) for name, value in headers if name in _UNCHECKED)
+
+
+def bearer_token(headers: RawHeaders) -> str | None:
     """
     Return the `aisbreaker_` token in `Authorization: Bearer`, or None.
 
     It is the only carrier on the wrapped app's own paths.
 
     Raises:
-        InvalidRequest: there are two different tokens.
+        InvalidRequest: a token is beside another Authorization header, or beside another value.
     """
-    found: bytes | None = None
-    for name, value in headers:
-        if name != b"authorization":
+    values = [value for name, value in headers if name == b"authorization"]
+    for value in values:
+        scheme, *credentials = value.split() or [b""]
+        if scheme.lower() != b"bearer" or not any(credential.startswith(_PREFIX) for credential in credentials):
             continue
-        scheme, _, credential = value.partition(b" ")
-        credential = credential.strip()
-        if scheme.lower() != b"bearer" or not credential.startswith(_PREFIX):
-            continue
-        if found is not None and found != credential:
-            raise InvalidRequest("The request carries two different tokens.")
-        found = credential
-    return None if found is None else found.decode("latin-1")
-
-
-def _bearer(value: bytes) -> bytes | None:
-    """Return the Bearer token in an Authorization header, or None for another scheme."""
-    parts = value.split()
-    if not parts:
-        return b""
-    if parts[0].lower() == b"bearer":
-        if len(parts) != 2:
-            raise InvalidRequest("The Authorization header must be: Bearer, one space, the token.")
-        return parts[1]
-    if parts[0].startswith(_PREFIX):
-        raise InvalidRequest("The Authorization header must be: Bearer, one space, the token.")
+        if len(values) > 1:
+            raise InvalidRequest("The request has more than one Authorization header.")
+        if len(credentials) > 1:
+            raise InvalidRequest(_MALFORMED)
+        return credentials[0].decode("latin-1")
     return None
 
 
-def query_keys(query: bytes) -> list[str]:
-    """Return the decoded values of every `key` parameter of a raw query string."""
-    return [_decoded(pair[2]) for pair in _pairs(query) if _decoded(pair[0]) == "key"]
-
-
-def replace_query_keys(query: bytes, style: CredentialStyle, credential: str) -> bytes:
+def _read_header(name: bytes, value: bytes, schemes: frozenset[bytes]) -> bytes:
     """
-    Return a raw query string without its `key` parameters, and with the credential if the service wants it there.
+    Return the API key in a header: the value without its scheme, or all of it where the scheme is none of these.
+
+    Raises:
+        InvalidRequest: Authorization has a scheme with no or several values.
+    """
+    parts = value.split()
+    if not parts:
+        return b""
+    if parts[0].lower() in schemes:
+        if len(parts) == 2:
+            return parts[1]
+        if name == b"authorization":
+            raise InvalidRequest(_MALFORMED)
+    if parts[0].startswith(_PREFIX) and len(parts) > 1:
+        raise InvalidRequest(_MALFORMED)
+    return value.strip()
+
+
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    """Return the decoded names and values of a raw query."""
+    return [(_decoded(name), _decoded(value)) for name, _, value in _pairs(query)] if query else []
+
+
+def without_keys(query: bytes, places: KeyPlaces) -> bytes:
+    """
+    Return a raw query without the client's API key. What stays, stays byte for byte.
 
     Args:
-        query: query string as received; the other parameters stay byte for byte.
-        style: the service's credential style.
-        credential: the credential; empty for none.
+        query: raw query as received.
+        places: where the service's API key may be.
     """
-    wanted = style.query
-    if wanted is None:
-        if b"key" not in query and b"%" not in query:
-            return query
-        return b"&".join(b"".join(pair) for pair in _pairs(query) if _decoded(pair[0]) != "key")
-    kept = [b"".join(pair) for pair in _pairs(query) if query and _decoded(pair[0]) not in ("key", wanted)]
-    if credential:
-        kept.append(f"{quote_plus(wanted)}={quote_plus(credential)}".encode("ascii"))
-    return b"&".join(kept)
+    if b"%" not in query and b"+" not in query and not any(name.encode("latin-1") in query for name in places.queries):
+        return query
+    return b"&".join(b"".join(pair) for pair in _pairs(query) if _decoded(pair[0]) not in places.queries)
+
+
+def with_credential(target: bytes, style: CredentialStyle, credential: str) -> bytes:
+    """Return a request target whose query carries the credential, where the service wants it there."""
+    if style.query is None or not credential:
+        return target
+    separator = b"&" if b"?" in target else b"?"
+    return target + separator + f"{quote_plus(style.query)}={quote_plus(credential)}".encode("ascii")
 
 
 def _pairs(query: bytes) -> list[tuple[bytes, bytes, bytes]]:
@@ -141,32 +176,55 @@ def _decoded(text: bytes) -> str:
 
 
 async def choose(
-    secrets: Iterable[ServiceSecret], route: RouteMatch, read_engine: Callable[[], Awaitable[str]]
+    secrets: Iterable[ServiceSecret], route: RouteMatch, read_models: Callable[[], Awaitable[NamedModels]]
 ) -> tuple[ServiceSecret, str]:
     """
     Return the first secret that covers a request, and the request's serviceId, with the engine if that had to be read.
 
+    The secret must cover every other model that the request names, too.
+
     Args:
         secrets: secrets in the order in which they are tried.
         route: what the request does.
-        read_engine: returns the engine, or "" if the request names none. Awaited at most once, and only when a secret's pattern
-            names engines.
+        read_models: returns the models that the request names outside its path. Awaited at most once, and only when a secret's
+            pattern names engines.
 
     Raises:
-        ServiceNotAllowed: no secret covers the request. The message names the serviceId.
+        ServiceNotAllowed: no secret covers the request, or the one that does leaves out a model that it also names. The message
+            names the serviceId.
+        InvalidRequest: the request could name a model where it can't be checked.
     """
     service_id = route.service_id_with(route.engine)
     engine_known = route.engine_source is None or bool(route.engine)
+    named: NamedModels | None = None
     for secret in secrets:
         pattern = secret.service_id
-        if matches(pattern, service_id) or (route.listing and covers_vendor(pattern, route.vendor)):
-            return secret, service_id
         if not engine_known and needs_engine(pattern, service_id):
             engine_known = True
-            service_id = route.service_id_with(await read_engine())
-            if matches(pattern, service_id):
+            named = await read_models()
+            service_id = route.service_id_with(named.engine)
+        if not matches(pattern, service_id):
+            if route.listing and covers_vendor(pattern, route.vendor):
                 return secret, service_id
+            continue
+        if route.engine_source is not None and names_engines(pattern, route.service_id):
+            _check_others(pattern, route, named or await read_models())
+        return secret, service_id
     raise ServiceNotAllowed(f"The token holds no secret for {service_id}.")
+
+
+def _check_others(pattern: str, route: RouteMatch, named: NamedModels) -> None:
+    """Refuse a request that names a further model which the chosen secret's pattern doesn't cover."""
+    if named.unchecked:
+        raise InvalidRequest("The token names models, and the request names one in a place where it can't be checked.")
+    for model in sorted(named.others):
+        # Google's APIs call a model by its resource's name.
+        found = _RESOURCE.fullmatch(model) if route.engine else None
+        service_id = route.service_id_with(found[1] if found else model)
+        if not model or not matches(pattern, service_id):
+            raise ServiceNotAllowed(
+                f"The request also names {service_id}, which the token's secret for its model doesn't cover."
+            )
 
 
 def choose_for(secrets: Iterable[ServiceSecret], service_id: str) -> ServiceSecret:

@@ -87,7 +87,8 @@ class GoogleCloudStrategy:
     async def authorize(self, request: UpstreamRequest, body: RequestBody, secret: str) -> UpstreamRequest:
         """Return the request with the credential in place; see `CredentialStrategy`."""
         headers = (await self._access(secret)).headers if secret.startswith(ACCOUNT_PREFIX) else _bearer(secret)
-        return replace(request, headers=[*request.headers, *headers])
+        credential = headers[0][1].decode("ascii").removeprefix("Bearer ")
+        return replace(request, headers=[*request.headers, *headers], credential=credential)
 
     def rejects(self, secret: str, status: int, headers: RawHeaders) -> bool:
         """Return whether the response rejects the credential; see `CredentialStrategy`."""

@@ -68,6 +68,7 @@ class Endpoints:
         response: Response
         if path == _TOKEN:
             require_method(scope, "POST")
+            self.hosts.refuse_rebound(scope)
             await self.gate.admit(self.plan.for_minting(client), exchange)
             response = await self.token(scope["headers"], RequestBody(receive, MAX_TOKEN_REQUEST_BYTES), host)
         elif path in (_PING, _VERSION, _HEALTH):

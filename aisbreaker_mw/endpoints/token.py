@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
@@ -72,11 +72,12 @@ class TokenEndpoint:
         now = int(self._clock())
         policy = self._policy
         claims = request.claims(now=now, default_lifetime=policy.default_lifetime, max_lifetime=policy.max_lifetime)
+        claims = replace(claims, open=policy.mode == "open")
         try:
             token = self._sealer.seal(claims, host)
         except TokenTooLong as error:
             raise InvalidRequest(f"The request is too large to be sealed: {error}.") from None
-        content = {"access_token": token, "token_type": "Bearer", "expires_in": claims.exp - now}
+        content = {"access_token": token, "token_type": "Bearer", "expires_in": claims.exp - now, "key_id": claims.jti}
         # RFC 6749, 5.1
         return json_response(200, content, [(b"cache-control", b"no-store"), (b"pragma", b"no-cache")])
 

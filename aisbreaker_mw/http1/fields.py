@@ -9,6 +9,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 HOP_BY_HOP = frozenset(
     {
         b"connection",
+        b"http2-settings",
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",
@@ -23,8 +24,14 @@ HOP_BY_HOP = frozenset(
 
 CLIENT_ADDRESS = frozenset(
     {
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
         b"forwarded",
+        b"true-client-ip",
         b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-port",
@@ -42,8 +49,17 @@ RATE_LIMIT_HEADERS = frozenset({b"ratelimit", b"ratelimit-policy"})
 PAGE = frozenset({b"cookie", b"origin", b"referer", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user"})
 """Headers in which a browser describes the calling page. They are for this origin; the service's caller is this server."""
 
-METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
-"""Headers that some servers take for the true method. A token's permission was checked by the method that was sent."""
+OVERRIDES = frozenset(
+    {
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-original-url",
+        b"x-override-url",
+        b"x-rewrite-url",
+    }
+)
+"""Headers that some servers take for the true method or path. A token's permission was checked by those that were sent."""
 
 
 # Values of Connection that nearly every message has. They name no header, and need not be split.

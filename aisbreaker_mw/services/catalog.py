@@ -55,7 +55,7 @@ class ServiceCatalog:
             if "embedded" in table:
                 raise unknown_key(name, "embedded")
         resolved = {name: _resolve(name, tables, given, ()) for name in tables | given}
-        return cls({name: ServiceBuilder(name, table).build() for name, table in resolved.items()})
+        return cls({name: ServiceBuilder(name, table, added=name not in tables).build() for name, table in resolved.items()})
 
     def get(self, name: str) -> Service | None:
         """Return the service of this name, or None."""
@@ -89,7 +89,10 @@ def _resolve(
     if original is not None:
         if not isinstance(original, str) or original in (*via, name) or (original not in tables and original not in given):
             raise ConfigurationError(f"services.{name}.like takes the name of another service")
-        base = _over(_resolve(original, tables, given, (*via, name)), base if "like" not in own else {})
+        inherited = _resolve(original, tables, given, (*via, name))
+        # Who may use a service is said of that service alone.
+        inherited = {key: value for key, value in inherited.items() if key not in ("keyless", "strangers")}
+        base = _over(inherited, base if "like" not in own else {})
     return _over(base, own)
 
 

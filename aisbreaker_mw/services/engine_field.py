@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..exceptions import InvalidRequest
+from .second_models import plain
 
-__all__ = ["LONGEST_ENGINE", "could_name_engine", "only_engine"]
+__all__ = ["LONGEST_ENGINE", "check_engine", "could_name_engine", "only_engine"]
 
 LONGEST_ENGINE = 256
 """Longest engine, in characters."""
@@ -18,14 +19,14 @@ def could_name_engine(name: str, field: str) -> bool:
     """
     Return whether some upstream could read a field as the engine's.
 
-    Some fold case (Go's encoding/json), some trim (PHP), and some take alternatives that nobody checked from the plural
-    (OpenRouter's `models`).
+    Some readers are lenient (see `plain`), and some take alternatives that nobody checked from the plural (OpenRouter's
+    `models`).
 
     Args:
         name: name of the field that came.
-        field: name of the engine's field, in lower case.
+        field: name of the engine's field.
     """
-    return name.strip().casefold() in (field, field + "s", field + "[]")
+    return plain(name) in (plain(field), plain(field) + "s")
 
 
 def only_engine(members: Iterable[tuple[str, Any]], field: str) -> str:
@@ -51,6 +52,16 @@ def only_engine(members: Iterable[tuple[str, Any]], field: str) -> str:
         seen, engine = True, value
     if engine is None:
         return ""
+    return check_engine(engine, field)
+
+
+def check_engine(engine: object, field: str) -> str:
+    """
+    Return an engine if it is well-formed.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
     if not isinstance(engine, str) or len(engine) > LONGEST_ENGINE or not _ENGINE.fullmatch(engine):
         raise InvalidRequest(f"The model must be a string of at most {LONGEST_ENGINE} printable ASCII characters.", param=field)
     return engine

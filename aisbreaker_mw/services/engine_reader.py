@@ -1,11 +1,12 @@
-"""Finds the engine of a request whose path doesn't name it: in the query, or in the body."""
+"""Finds the models that a request names outside its path: in the query, or in the body."""
 
 import asyncio
 
 from ..client.body import RequestBody
 from ..exceptions import InvalidRequest, PayloadTooLarge
 from ..http1.fields import RawHeaders, get, get_all
-from .engines import LARGE_BODY_BYTES, read_engine, read_query_engine
+from .engines import LARGE_BODY_BYTES, read_models, read_query_models
+from .second_models import NamedModels
 
 __all__ = ["EngineReader"]
 
@@ -14,7 +15,7 @@ _TOO_LARGE = "The token names models, and this body is too large to read its mod
 
 class EngineReader:
     """
-    Reads the engine of one request on demand.
+    Reads the models that one request names, on demand.
 
     Args:
         source: where the engine stands (`RouteMatch.engine_source`).
@@ -33,20 +34,26 @@ class EngineReader:
         self.used = False
         """Whether `read` was called."""
 
-    async def read(self) -> str:
+    async def read(self) -> NamedModels:
         """
-        Return the engine, "" where the request names none.
+        Return the models that the request names outside its path.
 
         Raises:
-            InvalidRequest: the engine can't be read for certain.
+            InvalidRequest: they can't be read for certain.
             PayloadTooLarge: the body is over the limit.
             ClientDisconnected: the client went away.
         """
         self.used = True
-        if self._source.startswith("query:"):
-            return read_query_engine(self._source, self._query)
+        source = self._source
+        if not source.startswith("query:"):
+            return NamedModels("") if self._body.exhausted else await self._read_body(source)
+        named = read_query_models(source, self._query)
         if self._body.exhausted:
-            return ""
+            return named
+        further = await self._read_body("path")
+        return NamedModels(named.engine, further.others, named.unchecked or further.unchecked)
+
+    async def _read_body(self, source: str) -> NamedModels:
         headers, limit = self._headers, self._limit
         if any(len(get_all(headers, name)) > 1 for name in (b"content-type", b"content-encoding")):
             raise InvalidRequest("The request has more than one Content-Type or Content-Encoding header.")
@@ -57,5 +64,5 @@ class EngineReader:
         content_encoding = (get(headers, b"content-encoding") or b"").decode("latin-1")
         if content_encoding or len(data) > LARGE_BODY_BYTES:
             # Parsing it would keep the event loop waiting.
-            return await asyncio.to_thread(read_engine, self._source, data, content_type, content_encoding, limit=limit)
-        return read_engine(self._source, data, content_type, content_encoding, limit=limit)
+            return await asyncio.to_thread(read_models, source, data, content_type, content_encoding, limit=limit)
+        return read_models(source, data, content_type, content_encoding, limit=limit)

@@ -9,6 +9,7 @@ from python_multipart.multipart import MultipartParser
 from ..exceptions import InvalidRequest
 from ..http1.grammar import TOKEN
 from .engine_field import LONGEST_ENGINE, could_name_engine
+from .second_models import FieldKind, field_kind
 
 __all__ = ["MAX_FIELDS", "engine_members", "parse_header"]
 
@@ -25,6 +26,8 @@ _PARAMETER = re.compile(rf';[ \t]*(?:({TOKEN})=({TOKEN}|"(?:[^"\\]|\\.)*"))?[ \t
 def engine_members(body: bytes | bytearray, boundary: str, field: str) -> list[tuple[str, str]]:
     """
     Return name and value of each part of a form that some upstream could read as the engine's.
+
+    A part that could name another model comes with an empty value.
 
     Args:
         body: the whole form.
@@ -108,6 +111,8 @@ class _Form:
             raise InvalidRequest("The form has a part that can't be read.")
         self._part = name
         if not could_name_engine(name, self._field):
+            if field_kind(name, self._field) is not FieldKind.DATA:
+                self.members.append((name, ""))
             return
         media_type, of_type = parse_header(headers.get(b"content-type", "text/plain"))
         if (

@@ -13,14 +13,16 @@ token for one task reaches no path that the catalogue doesn't know:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes
 
 from ..client.responses import Dialect
 from ..exceptions import InvalidRequest
+from .key_places import KeyPlaces
 
 __all__ = [
+    "ENGINES",
     "PLACEHOLDER",
     "PLACEHOLDERS",
     "CredentialStyle",
@@ -70,8 +72,8 @@ class RouteMatch:
     Attributes:
         task: kebab-case word, such as `chat`; `other` for a path that the catalogue doesn't list.
         vendor: vendor of the service, such as `openai.com`.
-        engine_source: where the engine stands: `json:<key>`, `form:<key>` (both for `engines.read_engine`),
-            `query:<key>` (for `engines.read_query_engine`), or `path` (then `engine` has it); None where there is no engine.
+        engine_source: where the engine stands: `json:<key>`, `form:<key>`, `query:<key>`, or `path` and `deployment` (then
+            `engine` has it); None where there is no engine. See `engine_reader.EngineReader`.
         engine: engine from the path, or "".
         credential: how this path wants its credential.
         errors: dialect of this path's errors.
@@ -157,6 +159,8 @@ def _under(path: bytes, prefix: bytes) -> bool:
 PLACEHOLDERS: dict[str, bytes] = {
     "{id}": rb"[A-Za-z0-9._~!$&'()*+,=:@-]+",
     "{engine}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
+    # An engine that holds whichever model the body names.
+    "{deployment}": rb"(?P<engine>[A-Za-z0-9._~@+-]+)",
     "{engine:2}": rb"(?P<engine>[A-Za-z0-9._~@+-]+/[A-Za-z0-9._~@+-]+)",
     # AWS's ids have colons (`anthropic.claude-3-haiku-20240307-v1:0`), and ARNs slashes, which its SDKs escape.
     "{engine:arn}": rb"(?P<engine>(?:[A-Za-z0-9._~@+:-]|%3[Aa]|%2[Ff])+)",
@@ -164,6 +168,8 @@ PLACEHOLDERS: dict[str, bytes] = {
     # decodes it, the path stays below the listed one.
     "{/*}": rb"(?:/(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%2[Ff]|%3[Aa]|%40)+)*",
 }
+ENGINES = frozenset(name for name, pattern in PLACEHOLDERS.items() if b"?P<engine>" in pattern)
+"""Placeholders that take the engine out of the path."""
 PLACEHOLDER = re.compile(r"(\{[^{}]*\})")
 
 
@@ -207,7 +213,7 @@ class RouteTable:
             return exact
         for allowed, pattern, route in self._templates:
             if allowed in (method, "ANY") and (found := pattern.fullmatch(path)):
-                engine = unquote(found["engine"].decode("ascii")) if route.engine_source == "path" else ""
+                engine = unquote(found["engine"].decode("ascii")) if "engine" in pattern.groupindex else ""
                 return self._match(path, route.task, route.engine_source, engine)
         return self._match(path, self._unlisted_task, None, "")
 
@@ -232,6 +238,10 @@ class Service:
         default_headers: raw headers that are sent where the client sent none of that name.
         embedded: whether it runs inside this process (`dummy`).
         delay: seconds between streamed pieces of an embedded service.
+        keyless: whether a token may reach it without a credential (`authSecret` "").
+        closed_to_strangers: whether tokens that anybody can mint reach it from this machine only.
+        places: where a request may carry its API key.
+        rejections: texts of error bodies by status, with which it refuses a credential, beside 401.
         scheme, host, port, host_header, base_path: parts of `base_url`; empty and 0 without one. `host` has no brackets,
             `host_header` is the value of `Host`, `base_path` has no trailing slash.
         origin: (scheme, host, port).
@@ -247,6 +257,10 @@ class Service:
     default_headers: tuple[tuple[bytes, bytes], ...]
     embedded: bool
     delay: float
+    keyless: bool
+    closed_to_strangers: bool
+    places: KeyPlaces = field(repr=False)
+    rejections: Mapping[int, bytes] = field(repr=False)
     scheme: str
     host: str
     port: int
@@ -258,6 +272,11 @@ class Service:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "origin", (self.scheme, self.host, self.port))
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is another AIsBreaker server."""
+        return self.vendor == "network"
 
     @property
     def available(self) -> bool:

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from ..client.loopback import is_private_host
 from ..client.responses import Dialect
 from ..exceptions import ConfigurationError, InvalidRequest
 from ..http1.grammar import TOKEN
+from .key_places import KeyPlaces
 from .patterns import TASK
-from .service import PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
+from .service import ENGINES, PLACEHOLDER, PLACEHOLDERS, CredentialStyle, PathProtocol, Route, RouteTable, Service, check_path
 
 __all__ = ["ServiceBuilder", "unknown_key"]
 
@@ -54,12 +56,16 @@ class ServiceBuilder:
             "routes",
             "variants",
             "delay",
+            "keyless",
+            "strangers",
+            "rejections",
         }
     )
 
-    def __init__(self, name: str, table: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, table: Mapping[str, Any], *, added: bool) -> None:
         self._name = name
         self._table = table
+        self._added = added
 
     def build(self) -> Service:
         """
@@ -101,6 +107,13 @@ class ServiceBuilder:
             default_headers=own.default_headers,
             embedded=embedded,
             delay=self._delay(self._table.get("delay", 0)),
+            keyless=self._allows("keyless"),
+            rejections=self._rejections(self._table.get("rejections", {})),
+            closed_to_strangers=not self._allows("strangers") and (self._added or is_private_host(host)),
+            places=KeyPlaces.of(
+                (header for each in protocols for header in each.credential.headers),
+                (each.credential.query for each in protocols if each.credential.query is not None),
+            ),
             scheme=scheme,
             host=host,
             port=port,
@@ -111,6 +124,21 @@ class ServiceBuilder:
             ),
             _completions=_completions(prefix, others),
         )
+
+    def _rejections(self, value: object) -> dict[int, bytes]:
+        """Return the texts by status, from a table such as `{400 = "API_KEY_INVALID"}`."""
+        if not isinstance(value, Mapping) or not all(
+            isinstance(text, str) and text.isascii() and text and re.fullmatch("[45][0-9][0-9]", str(status))
+            for status, text in value.items()
+        ):
+            raise self._takes("rejections", "a table of statuses and texts, such as {400 = 'API_KEY_INVALID'}")
+        return {int(status): text.encode("ascii") for status, text in value.items()}
+
+    def _allows(self, key: str) -> bool:
+        value = self._table.get(key, "refuse")
+        if value not in ("refuse", "allow"):
+            raise self._takes(key, "refuse or allow")
+        return bool(value == "allow")
 
     def _takes(self, key: str, what: str) -> ConfigurationError:
         return ConfigurationError(f"services.{self._name}.{key} takes {what}")
@@ -278,10 +306,10 @@ class ServiceBuilder:
                 placeholders = [part for part in PLACEHOLDER.findall(path)]
                 if any(part not in PLACEHOLDERS for part in placeholders):
                     raise self._takes(key, f"no placeholders but {', '.join(PLACEHOLDERS)} and alternatives {{/a|/b}}")
-                in_path = sum(part.startswith("{engine") for part in placeholders)
-                if in_path > 1 or (in_path and tail[2]):
+                in_path = ["deployment" if part == "{deployment}" else "path" for part in placeholders if part in ENGINES]
+                if len(in_path) > 1 or (in_path and tail[2]):
                     raise self._takes(key, "one place of the engine")
-                yield Route(head[1], path, tail[1], "path" if in_path else tail[2])
+                yield Route(head[1], path, tail[1], in_path[0] if in_path else tail[2])
 
 
 def unknown_key(name: str, key: str) -> ConfigurationError:

@@ -70,6 +70,11 @@ class ServiceSecret:
     auth_secret: SecretStr
     others: tuple[SecretStr, ...] = ()
 
+    @property
+    def keyless(self) -> bool:
+        """Whether no credential is sent."""
+        return not self.others and not self.auth_secret.get_secret_value()
+
     def values(self) -> list[str]:
         """Return every credential in clear, in order."""
         return [secret.get_secret_value() for secret in (self.auth_secret, *self.others)]
@@ -87,6 +92,8 @@ class TokenClaims:
         quotas: limits, in requests per window.
         secrets: secrets in the order in which they are tried.
         kid: identifier of the master key that sealed it; empty before it is sealed.
+        open: whether anybody could mint it, in minting mode `open`.
+        label: name of the key for the operator's log, at most 100 printable characters; empty for none.
     """
 
     jti: str
@@ -95,3 +102,5 @@ class TokenClaims:
     quotas: RequestQuotas
     secrets: tuple[ServiceSecret, ...]
     kid: str = ""
+    open: bool = False
+    label: str = ""

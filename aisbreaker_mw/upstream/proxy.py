@@ -10,6 +10,7 @@ from ..client.body import RequestBody
 from ..client.exchange import Exchange
 from ..exceptions import ClientDisconnected, ResponseInterrupted, UpstreamCredentialRejected
 from .errors import upstream_failure
+from .redaction import examine
 from .request import Timeouts, UpstreamRequest, response_headers
 from .senders import Received, Sender, open_sender
 from .transport import TimeoutExtension
@@ -115,11 +116,13 @@ class UpstreamProxy:
         body.reading = False
         try:
             waits["read"] = timeouts.idle  # a transport reads its timeouts again for every wait
-            status, attempts = received.status, request.attempts
+            status, attempts, told = received.status, request.attempts, False
+            if status >= 300 and request.credential:
+                received, told = await examine(received, request)
             if attempts is None:
-                rejected = status == 401 and not request.relay_unauthorized
+                rejected = told or (status == 401 and not request.relay_unauthorized)
             else:
-                rejected = attempts.rejects(status, received.headers)
+                rejected = attempts.rejects(status, received.headers, told=told)
                 if (rejected or status == 429) and body.rewind() and (another := await attempts.another()) is not None:
                     return another
             if rejected:

@@ -102,9 +102,9 @@ class NativeSender:
             # A pool's name is the origin as DNS knows it.
             origin = self._origins[request.origin] = origin_of(_url(request))
         stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts)
-        if not stream.arrived:
-            stream.write_now = exchange.synchronous_writer()
         reader = stream.reader
+        if not stream.arrived and reader.status < 400:  # an error is searched for the credential first
+            stream.write_now = exchange.synchronous_writer()
         return Received(reader.status, reader.fields, reader.length, stream)
 
 

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from starlette.types import Message, Receive
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.http11 import Response
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
@@ -36,13 +35,12 @@ from ..exceptions import (
     InvalidToken,
     PayloadTooLarge,
     UpstreamCredentialRejected,
-    UpstreamError,
 )
-from ..http1.fields import RawHeaders
 from .errors import upstream_failure
-from .request import Timeouts, UpstreamRequest, response_headers
+from .request import Timeouts, UpstreamRequest
 from .service_connection import CLOSE_TIMEOUT, ServiceConnection, ServiceFrames
 from .transport.tls import default_context
+from .websocket_refusal import raw_headers, redact_refusal, relay_refusal, relayed_headers
 
 __all__ = ["MAX_MESSAGE_BYTES", "WebSocketProxy"]
 
@@ -54,8 +52,6 @@ _TARGET = re.compile(rb"/[!-~]*")
 
 _PING_INTERVAL = 20.0  # seconds
 _MAX_QUEUE = 4  # messages of the service held for a slow client; more wait in the service's own buffers
-_NOT_RELAYED = frozenset({b"content-length", b"date", b"server"})
-
 _SILENT = logging.Logger("websockets")  # the library's own logger logs headers and messages
 _SILENT.disabled = True
 
@@ -134,7 +130,7 @@ class WebSocketProxy:
             connection = opening.result()
         except InvalidStatus as refusal:
             await _cancel(first)
-            await _relay_refusal(refusal.response, request, exchange)
+            await relay_refusal(refusal.response, request, exchange)
             return
         except BaseException:
             await _cancel(first, opening)
@@ -156,10 +152,11 @@ class WebSocketProxy:
                 return await self._open(request, subprotocols, exchange)
             except InvalidStatus as refusal:
                 status, attempts = refusal.response.status_code, request.attempts
+                told = redact_refusal(refusal.response, request)
                 if attempts is None:
-                    rejected = status == 401 and not request.relay_unauthorized
+                    rejected = told or (status == 401 and not request.relay_unauthorized)
                 else:
-                    rejected = attempts.rejects(status, _raw_headers(refusal.response))
+                    rejected = attempts.rejects(status, raw_headers(refusal.response), told=told)
                     if (rejected or status == 429) and (another := await attempts.another()) is not None:
                         request = another
                         continue
@@ -305,37 +302,9 @@ async def _accept(connection: ClientConnection, request: UpstreamRequest, handsh
         # gets the key in a header.
         subprotocol = _REALTIME
     response = connection.response
-    headers = [] if response is None else _response_headers(response, request)
+    headers = [] if response is None else relayed_headers(response, request)
     try:
         await exchange.send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
-    except OSError:
-        raise ClientDisconnected from None
-
-
-def _raw_headers(response: Response) -> RawHeaders:
-    return [
-        # The library decodes as ISO-8859-1; before version 17, with surrogate escapes.
-        (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
-        for name, value in response.headers.raw_items()
-    ]
-
-
-def _response_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
-    return [
-        header
-        for header in response_headers(_raw_headers(response), counted=request.counted)
-        if header[0] not in _NOT_RELAYED and not header[0].startswith(b"sec-websocket-")
-    ]
-
-
-async def _relay_refusal(response: Response, request: UpstreamRequest, exchange: Exchange) -> None:
-    status = response.status_code
-    if status < 200:
-        raise UpstreamError
-    body = bytes(response.body or b"")
-    headers = _response_headers(response, request)
-    try:
-        await exchange.respond((status, [*headers, (b"content-length", b"%d" % len(body))], body))
     except OSError:
         raise ClientDisconnected from None
 

@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from aisbreaker_mw.credentials.carriers import (
-    CARRIERS,
     PresentedCredential,
     bearer_token,
     choose,
     choose_for,
     find,
-    query_keys,
+    parse_query,
     replace_authorization,
-    replace_query_keys,
     reveal,
+    with_credential,
+    without_keys,
 )
 from aisbreaker_mw.exceptions import InvalidRequest, ServiceNotAllowed
+from aisbreaker_mw.services.key_places import COMMON_HEADERS, KeyPlaces
+from aisbreaker_mw.services.second_models import NamedModels
 from aisbreaker_mw.services.service import CredentialStyle, RouteMatch
 from aisbreaker_mw.tokens.claims import ServiceSecret
 
@@ -28,6 +30,7 @@ TOKEN, OTHER = "aisbreaker_aaaa.bbbb", "aisbreaker_cccc.dddd"
 OURS = PresentedCredential(TOKEN, False)
 NOTHING, FOREIGN, BOTH = PresentedCredential(None, False), PresentedCredential(None, True), PresentedCredential(TOKEN, True)
 Headers = list[tuple[bytes, bytes]]
+PLACES_OF_KEYS = KeyPlaces.of((), ())
 
 
 def header(name: str, value: str) -> tuple[bytes, bytes]:
@@ -50,17 +53,22 @@ def header(name: str, value: str) -> tuple[bytes, bytes]:
         pytest.param([], f"key={TOKEN}".encode(), OURS, id="?key"),
         pytest.param([], f"alt=sse&key={TOKEN}&x=1".encode(), OURS, id="?key among others"),
         pytest.param([], f"%6b%65y={TOKEN}".encode(), OURS, id="?key with its name escaped"),
-        pytest.param([], f"%6B%45%59={TOKEN}&%4bey=x".encode(), NOTHING, id="names of parameters have a case"),
+        pytest.param([], b"%6B%45%59=sk&%4bey=x", NOTHING, id="names of parameters have a case"),
         pytest.param([], b"key=" + quote(TOKEN).replace("_", "%5F").encode(), OURS, id="?key with its value escaped"),
         pytest.param([], b"%6bey=%61isbreaker%5faaaa%2ebbbb", OURS, id="?key with both escaped"),
         pytest.param([header("authorization", f"Bearer {TOKEN}")], f"key={TOKEN}".encode(), OURS, id="same token twice"),
         pytest.param([header("x-api-key", TOKEN)] * 2, b"", OURS, id="same token, same header twice"),
-        pytest.param([header(name.decode(), TOKEN) for name in CARRIERS - {b"authorization"}], b"", OURS, id="everywhere"),
+        pytest.param(
+            [header(name.decode(), TOKEN) for name in COMMON_HEADERS - {b"authorization"}], b"", OURS, id="everywhere"
+        ),
         pytest.param([], b"", NOTHING, id="nothing"),
         pytest.param([header("accept", "*/*")], b"a=1&b=%20", NOTHING, id="nothing of interest"),
         pytest.param([header("x-api-key", "")], b"key=", NOTHING, id="empty values"),
         pytest.param([header("authorization", "")], b"key", NOTHING, id="empty Authorization, key without value"),
-        pytest.param([header("x-other-key", TOKEN)], f"token={TOKEN}&keys={TOKEN}".encode(), NOTHING, id="no carriers"),
+        pytest.param([header("x-key", f"my {TOKEN}")], f"token=my{TOKEN}".encode(), NOTHING, id="tokens in other texts"),
+        pytest.param([header("user-agent", TOKEN), header("cookie", TOKEN)], b"", NOTHING, id="names like tokens"),
+        pytest.param([header("authorization", f"Token {TOKEN}")], b"", OURS, id="Token"),
+        pytest.param([header("authorization", TOKEN)], b"", OURS, id="bare"),
         pytest.param([header("authorization", "Bearer sk-foreign")], b"", FOREIGN, id="foreign Bearer"),
         pytest.param([header("authorization", "Basic dXNlcjpwdw==")], b"", FOREIGN, id="Basic"),
         pytest.param([header("authorization", "sk-bare")], b"", FOREIGN, id="foreign and bare"),
@@ -74,8 +82,8 @@ def header(name: str, value: str) -> tuple[bytes, bytes]:
     ],
 )
 def test_a_token_is_found_where_sdks_put_it(headers: Headers, query: bytes, found: PresentedCredential) -> None:
-    assert find(headers, query) == found
-    assert find(reversed(headers), query) == found
+    assert find(headers, query, PLACES_OF_KEYS) == found
+    assert find(headers[::-1], query, PLACES_OF_KEYS) == found
 
 
 PLACES: list[tuple[Headers, bytes]] = [
@@ -94,8 +102,10 @@ def test_two_different_tokens_are_refused(first: tuple[Headers, bytes], second: 
     other: Headers = [(name, value.replace(TOKEN.encode(), OTHER.encode())) for name, value in second[0]]
     query = b"&".join(part for part in (first[1], second[1].replace(TOKEN.encode(), OTHER.encode())) if part)
     with pytest.raises(InvalidRequest) as caught:
-        find(first[0] + other, query)
-    assert str(caught.value) == "The request carries two different tokens."
+        find(first[0] + other, query, PLACES_OF_KEYS)
+    twice = [name for name, _ in first[0] + other].count(b"authorization") > 1
+    expected = "has more than one Authorization header" if twice else "carries two different tokens"
+    assert str(caught.value) == f"The request {expected}."
 
 
 @pytest.mark.parametrize(
@@ -106,29 +116,27 @@ def test_two_different_tokens_are_refused(first: tuple[Headers, bytes], second: 
         f"Bearer {TOKEN} {TOKEN}",
         f"Bearer {TOKEN}, {OTHER}",
         f"Bearer {TOKEN} x",
-        TOKEN,
         f"{TOKEN} x",
+        "Token a b",
         "Bearer a b",
     ],
 )
 def test_a_malformed_authorization_is_refused_without_being_shown(value: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        find([header("authorization", value)], b"")
+        find([header("authorization", value)], b"", PLACES_OF_KEYS)
     assert str(caught.value) == "The Authorization header must be: Bearer, one space, the token."
 
 
-@given(st.lists(st.tuples(st.sampled_from([*CARRIERS, b"accept"]), st.binary(max_size=30))), st.binary(max_size=60))
+@given(st.lists(st.tuples(st.sampled_from([*COMMON_HEADERS, b"accept"]), st.binary(max_size=30))), st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(headers: Headers, query: bytes) -> None:
     try:
-        credential = find(headers, query)
+        credential = find(headers, query, PLACES_OF_KEYS)
     except InvalidRequest:
         return
     assert credential.token is None or credential.token.startswith("aisbreaker_")
 
 
 # The query
-
-IN_A_HEADER = CredentialStyle(((b"authorization", "Bearer {secret}"),))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ IN_A_HEADER = CredentialStyle(((b"authorization", "Bearer {secret}"),))
     ids=lambda value: value.decode("latin-1") or "empty",
 )
 def test_the_key_is_taken_out_and_the_rest_survives_byte_for_byte(query: bytes, rest: bytes) -> None:
-    assert replace_query_keys(query, IN_A_HEADER, "sk-key") == rest
+    assert without_keys(query, PLACES_OF_KEYS) == rest
 
 
 PIECE = st.binary(max_size=8).map(lambda data: data.replace(b"&", b"")) | st.sampled_from(
@@ -163,9 +171,9 @@ PIECE = st.binary(max_size=8).map(lambda data: data.replace(b"&", b"")) | st.sam
 @given(st.lists(PIECE, max_size=8))
 def test_no_key_is_left_and_nothing_else_is_touched(pieces: list[bytes]) -> None:
     query = b"&".join(pieces)
-    rest = replace_query_keys(query, IN_A_HEADER, "sk-key")
-    assert query_keys(rest) == []
-    kept = [piece for piece in pieces if not query_keys(piece)]
+    rest = without_keys(query, PLACES_OF_KEYS)
+    assert "key" not in dict(parse_query(rest))
+    kept = [piece for piece in pieces if "key" not in dict(parse_query(piece))]
     assert rest == b"&".join(kept)
 
 
@@ -182,11 +190,15 @@ def test_no_key_is_left_and_nothing_else_is_touched(pieces: list[bytes]) -> None
     ],
 )
 def test_a_service_may_want_its_credential_in_the_query(query: bytes, parameter: str, credential: str, sent: bytes) -> None:
-    assert replace_query_keys(query, CredentialStyle(query=parameter), credential) == sent
+    rest = without_keys(query, KeyPlaces.of((), [parameter]))
+    target = with_credential(b"/x?" + rest if rest else b"/x", CredentialStyle(query=parameter), credential)
+    assert target.partition(b"?")[2] == sent
 
 
 def test_every_key_is_read() -> None:
-    assert query_keys(b"key=a+b&x=1&%6bey=%41%ff&key&key==") == ["a b", "Aÿ", "", "="]
+    found = parse_query(b"key=a+b&x=1&%6bey=%41%ff&key&key==")
+    assert found == [("key", "a b"), ("x", "1"), ("key", "Aÿ"), ("key", ""), ("key", "=")]
+    assert parse_query(b"") == []
 
 
 # bearer_token
@@ -197,8 +209,8 @@ def test_every_key_is_read() -> None:
     [
         ([header("authorization", f"Bearer {TOKEN}")], TOKEN),
         ([header("authorization", f"bEARER  {TOKEN} ")], TOKEN),
-        ([header("authorization", f"Bearer {TOKEN}")] * 2, TOKEN),
-        ([header("authorization", "Basic x"), header("authorization", f"Bearer {TOKEN}")], TOKEN),
+        ([header("authorization", f"Bearer\t{TOKEN}")], TOKEN),
+        ([header("authorization", "Basic x"), header("authorization", "Bearer y")], None),
         ([header("authorization", "Bearer eyJhbGciOi")], None),
         ([header("authorization", "Bearer")], None),
         ([header("authorization", "Bearer a b")], None),
@@ -211,8 +223,8 @@ def test_every_key_is_read() -> None:
     ids=[
         "Bearer",
         "case and spaces",
-        "same token twice",
-        "beside another scheme",
+        "tab",
+        "two of the app's own",
         "the app's own token",
         "no value",
         "two values",
@@ -227,9 +239,12 @@ def test_on_paths_of_the_app_only_a_bearer_token_of_ours_counts(headers: Headers
     assert bearer_token(headers) == token
 
 
-def test_on_paths_of_the_app_two_different_tokens_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"^The request carries two different tokens\.$"):
-        bearer_token([header("authorization", f"Bearer {TOKEN}"), header("authorization", f"Bearer {OTHER}")])
+@pytest.mark.parametrize("other", [f"Bearer {OTHER}", f"Bearer {TOKEN}", "Basic x"])
+def test_on_paths_of_the_app_a_token_beside_another_authorization_is_refused(other: str) -> None:
+    both = [header("authorization", f"Bearer {TOKEN}"), header("authorization", other)]
+    for headers in (both, both[::-1]):
+        with pytest.raises(InvalidRequest, match=r"^The request has more than one Authorization header\.$"):
+            bearer_token(headers)
 
 
 # choose
@@ -243,12 +258,12 @@ def route(task: str = "chat", source: str | None = "json:model", engine: str = "
     return RouteMatch(task, "openai.com", source, engine, CredentialStyle(), "openai", ())
 
 
-def reader(engine: str) -> tuple[Callable[[], Awaitable[str]], list[str]]:
+def reader(engine: str, *others: str) -> tuple[Callable[[], Awaitable[NamedModels]], list[str]]:
     reads: list[str] = []
 
-    async def read() -> str:
+    async def read() -> NamedModels:
         reads.append(engine)
-        return engine
+        return NamedModels(engine, frozenset(others))
 
     return read, reads
 
@@ -270,6 +285,9 @@ def reader(engine: str) -> tuple[Callable[[], Awaitable[str]], list[str]]:
         pytest.param(["", "chat:openai.com/gpt-4o"], 0, 0, id="catch-all, then an engine"),
         pytest.param(["chat:openai.com/o3", "chat:openai.com/o4"], None, 1, id="none of the engines"),
         pytest.param(["files:openai.com/gpt-4o", "chat:mistral.ai/gpt-4o"], None, 0, id="engines of others are not asked for"),
+        pytest.param(["=chat:openai.com/gpt-4o"], 0, 1, id="exactly this engine"),
+        pytest.param(["=chat:openai.com/gpt"], None, 1, id="exactly another engine"),
+        pytest.param(["=chat:openai.com"], None, 1, id="exactly no engine"),
         pytest.param(["chat:openai.co", "chat:openai.community", "cha"], None, 0, id="no boundary"),
         pytest.param([], None, 0, id="no secrets"),
     ],
@@ -304,12 +322,56 @@ async def test_an_engine_is_not_another(engine: str) -> None:
         await choose(secrets("chat:openai.com/gpt-4o"), route(), read)
 
 
-async def test_the_engine_in_a_path_is_known_without_reading() -> None:
-    read, made = reader("never")
+async def test_the_engine_in_a_path_is_known_and_the_body_is_read_for_others() -> None:
+    read, made = reader("")
     secret, service_id = await choose(
         secrets("chat:openai.com/o3", "chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read
     )
-    assert (secret.auth_secret.get_secret_value(), service_id, made) == ("1", "chat:openai.com/gpt-4o", [])
+    assert (secret.auth_secret.get_secret_value(), service_id, made) == ("1", "chat:openai.com/gpt-4o", [""])
+    await choose(secrets("chat:openai.com"), route(source="path", engine="gpt-4o"), read)
+    assert made == [""], "a pattern that covers every engine needs no reading"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        (["chat:openai.com/gpt-4o"], None),
+        (["chat:openai.com/gpt-4o", "chat:openai.com"], None),
+        (["chat:openai.com/o3", "chat:openai.com"], 1),
+        (["chat:openai.com/*"], 0),
+        (["chat:openai.com/gpt-*"], 0),
+        (["=chat:openai.com/gpt-4o"], None),
+        (["chat:openai.com/gpt-image-1", "chat:openai.com/gpt-*"], 1),
+    ],
+)
+async def test_the_secret_of_the_engine_must_cover_every_other_model(patterns: list[str], chosen: int | None) -> None:
+    read, _ = reader("gpt-4o", "gpt-image-1", "gpt-4o")
+    if chosen is None:
+        with pytest.raises(ServiceNotAllowed, match=r"chat:openai\.com/gpt-image-1"):
+            await choose(secrets(*patterns), route(), read)
+    else:
+        secret, _ = await choose(secrets(*patterns), route(), read)
+        assert secret.auth_secret.get_secret_value() == str(chosen)
+
+
+async def test_a_place_that_cannot_be_checked_refuses_a_key_that_names_engines() -> None:
+    async def read() -> NamedModels:
+        return NamedModels("gpt-4o", unchecked=True)
+
+    with pytest.raises(InvalidRequest, match="can't be checked"):
+        await choose(secrets("chat:openai.com/gpt-4o"), route(), read)
+    secret, _ = await choose(secrets("chat:openai.com/o3", "chat:openai.com"), route(), read)
+    assert secret.auth_secret.get_secret_value() == "1"
+
+
+@pytest.mark.parametrize("other", ["models/gpt-4o", "publishers/google/models/gpt-4o", "gpt-4o"])
+async def test_google_calls_a_model_by_its_resource(other: str) -> None:
+    read, _ = reader("", other)
+    await choose(secrets("chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read)
+    for model in ("models/gpt-5", "models/x/models/gpt-4o", "models/"):
+        read, _ = reader("", model)
+        with pytest.raises(ServiceNotAllowed):
+            await choose(secrets("chat:openai.com/gpt-4o"), route(source="path", engine="gpt-4o"), read)
 
 
 async def test_a_route_without_an_engine_is_not_read() -> None:
@@ -345,7 +407,7 @@ async def test_listing_models_takes_any_secret_for_the_vendor(pattern: str, allo
 
 
 async def test_a_failure_to_read_the_engine_is_passed_on() -> None:
-    async def read() -> str:
+    async def read() -> NamedModels:
         raise InvalidRequest("twice")
 
     with pytest.raises(InvalidRequest, match="twice"):
@@ -383,5 +445,5 @@ def test_authorization_is_replaced_in_a_copy() -> None:
 def test_a_token_in_a_wrong_place_never_passes_for_a_foreign_credential(carrier: tuple[str, str]) -> None:
     name, before = carrier
     with pytest.raises(InvalidRequest) as refusal:
-        find([header(name, before + TOKEN)], b"")
+        find([header(name, before + TOKEN)], b"", PLACES_OF_KEYS)
     assert TOKEN not in str(refusal.value)

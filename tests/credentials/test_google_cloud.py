@@ -317,8 +317,10 @@ def test_no_log_has_a_secret(google: Google, caplog: pytest.LogCaptureFixture) -
         assert secret not in caplog.text
 
 
-REQUEST = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
-BODY = RequestBody(None, 0)  # type: ignore[arg-type]
+async def authorize(strategy: GoogleCloudStrategy, secret: str) -> UpstreamRequest:
+    """Have a request without a body authorized."""
+    request = UpstreamRequest("GET", ("https", "x", 443), b"/", [])
+    return await strategy.authorize(request, RequestBody(None, 0), secret)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio
@@ -334,7 +336,7 @@ async def test_a_cancelled_request_does_not_end_the_exchange_that_others_wait_fo
 
     transport = httpx.MockTransport(answer)
     strategy = GoogleCloudStrategy(lambda: transport, token_url="https://x.example/token", clock=Clock())
-    waiting = [asyncio.create_task(strategy.authorize(REQUEST, BODY, encoded(USER))) for _ in range(3)]
+    waiting = [asyncio.create_task(authorize(strategy, encoded(USER))) for _ in range(3)]
     await until(lambda: asked, "the exchange")
     waiting.pop(cancelled).cancel()
     for _ in range(5):  # steps in which the cancellation would reach the exchange
@@ -352,7 +354,7 @@ async def test_the_cache_is_bounded_and_has_no_account_for_a_key() -> None:
 
     strategy = GoogleCloudStrategy(transport, token_url="https://x.example/token", clock=Clock(), max_entries=3)
     for number in range(10):
-        await strategy.authorize(REQUEST, BODY, encoded({**USER, "client_id": str(number)}))
+        await authorize(strategy, encoded({**USER, "client_id": str(number)}))
     assert 1 <= len(strategy._accesses) <= 3
     assert all(isinstance(key, bytes) and len(key) == 32 for key in strategy._accesses)
     assert not strategy._exchanges

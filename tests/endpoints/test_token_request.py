@@ -226,7 +226,7 @@ OBJECT, LIST, STRING = "must be an object", "must be a list", "must be a string"
 LIMIT = "must be an integer from 1 to 2147483648"
 SPAN = "must be a positive integer and one of s m h d w y, like 2h"
 PRINTABLE = "must be printable ASCII without spaces at either end"
-SERVICE_ID = "must be a serviceId: task:vendor, task:vendor/engine, either with a trailing *, *:vendor, or empty"
+SERVICE_ID = "must be a serviceId: task:vendor, task:vendor/engine, either with a trailing * or a leading =, *:vendor, or empty"
 
 
 def wrong_types(*right: type) -> list[Any]:

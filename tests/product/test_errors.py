@@ -36,10 +36,10 @@ def test_no_credential(base: str) -> None:
     [
         {"authorization": "Bearer"},
         {"authorization": "Bearer a b"},
-        {"authorization": "aisbreaker_x.y"},
+        {"authorization": "aisbreaker_x.y z"},
         {"authorization": "Bearer aisbreaker_a.b", "x-api-key": "aisbreaker_c.d"},
     ],
-    ids=["bearer-of-nothing", "two-values", "no-scheme", "two-tokens"],
+    ids=["bearer-of-nothing", "two-values", "two-values-no-scheme", "two-tokens"],
 )
 def test_malformed_credentials(base: str, headers: dict[str, str]) -> None:
     response = httpx.post(f"{base}/openai/v1/chat/completions", json=CHAT, headers=headers)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, event, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from aisbreaker_mw.credentials.carriers import CARRIERS
-from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, METHOD_OVERRIDES, PAGE
+from aisbreaker_mw.http1.fields import CLIENT_ADDRESS, HOP_BY_HOP, OVERRIDES, PAGE
+from aisbreaker_mw.services.key_places import COMMON_HEADERS
 
 from ..support import Recorded, RecordingUpstream, connect, mint, ok, proxy, raw_exchange
 
@@ -202,7 +202,7 @@ VALUES = st.one_of(
         [b"close", b"keep-alive, x-a", b"x-a", b"websocket", b"2", b"chunked", b"a, b", b"", b"h\xc3\xa9", b"\tx\t"]
     ),
 )
-DROPPED = HOP_BY_HOP | CARRIERS | CLIENT_ADDRESS | METHOD_OVERRIDES | PAGE | {b"host", b"expect"}
+DROPPED = HOP_BY_HOP | COMMON_HEADERS | CLIENT_ADDRESS | OVERRIDES | PAGE | {b"host", b"expect"}
 
 
 def expected(headers: list[tuple[bytes, bytes]], host: bytes, secret: bytes) -> list[tuple[bytes, bytes]]:
@@ -211,7 +211,11 @@ def expected(headers: list[tuple[bytes, bytes]], host: bytes, secret: bytes) -> 
         option.strip().lower() for name, value in headers if name.lower() == b"connection" for option in value.split(b",")
     }
     options -= {b"close", b"keep-alive", b"upgrade", b"te", b""}
-    kept = [(name.lower(), value.strip(b" \t")) for name, value in headers if name.lower() not in DROPPED | options]
+    kept = [
+        (name.lower(), value.strip(b" \t"))
+        for name, value in headers
+        if name.lower() not in DROPPED | options | {b"x-aisbreaker-passed"} and b"_" not in name
+    ]
     chunked = [(b"transfer-encoding", b"chunked") for name, _ in headers if name.lower() == b"transfer-encoding"]
     return [(b"host", host), *kept, (b"authorization", b"Bearer " + secret), *chunked]
 

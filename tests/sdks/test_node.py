@@ -66,7 +66,7 @@ def site() -> Iterator[tuple[dict[str, Any], dict[str, Vendor]]]:
         yield {"base": base, "withoutStorage": without_storage, "tokens": tokens, "upstreams": upstreams}, vendors
 
 
-GEMINI = "POST /v1beta/models/gemini-2.5-flash"
+GEMINI = "POST /v1/models/gemini-2.5-flash"
 SENT = {
     "openai": {
         "POST /v1/chat/completions",
@@ -83,7 +83,7 @@ SENT = {
         f"{GEMINI}:generateContent",
         f"{GEMINI}:streamGenerateContent?alt=sse",
         f"{GEMINI}:countTokens",
-        "POST /v1beta/models/gemini-embedding-001:batchEmbedContents",
+        "POST /v1/models/gemini-embedding-001:batchEmbedContents",
     },
     "vercel": {"POST /v1/chat/completions", "POST /v1/responses", "POST /v1/messages", "POST /v1/embeddings"},
 }

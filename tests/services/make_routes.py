@@ -27,7 +27,7 @@ def render() -> str:
         text += f"\n### `{name}`\n\n| method and path | serviceId | engine |\n| --- | --- | --- |\n"
         for line, meaning in table["routes"].items():
             task, _, source = meaning.partition(" ")
-            engine = f"`{source}`" if source else "path" if "{engine" in line else ""
+            engine = f"`{source}`" if source else "path" if "{engine" in line or "{deployment}" in line else ""
             path = line.replace("|", "\\|")
             text += f"| `{path}` | `{task}:{table['vendor']}` | {engine} |\n"
     return text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from aisbreaker_mw.exceptions import InvalidRequest, PayloadTooLarge
 from aisbreaker_mw.services.engine_field import LONGEST_ENGINE
-from aisbreaker_mw.services.engines import read_engine, read_query_engine
+from aisbreaker_mw.services.engines import read_models, read_query_models
 from aisbreaker_mw.services.strict_json import strict_json
 
 JSON = "application/json"
@@ -26,7 +26,7 @@ SENTINEL = "sk-very-secret"
 
 
 def read(body: bytes, content_type: str = JSON, encoding: str = "", kind: str = "json:model", limit: int = 1 << 16) -> str:
-    return read_engine(kind, body, content_type, encoding, limit=limit)
+    return read_models(kind, body, content_type, encoding, limit=limit).engine
 
 
 # JSON
@@ -211,7 +211,7 @@ def test_the_key_comes_from_the_catalogue() -> None:
 )
 def test_the_engine_of_an_urlencoded_form(body: bytes, engine: str) -> None:
     assert read(body, FORM) == engine
-    assert read_query_engine("query:model", body) == engine
+    assert read_query_models("query:model", body).engine == engine
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_an_urlencoded_form_that_can_be_read_in_two_ways_is_refused(body: bytes)
     with pytest.raises(InvalidRequest):
         read(body, FORM)
     with pytest.raises(InvalidRequest):
-        read_query_engine("query:model", body)
+        read_query_models("query:model", body)
 
 
 def part(name: str, value: str = "", *headers: str, disposition: str | None = None) -> str:

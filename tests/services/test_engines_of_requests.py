@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import aisbreaker_mw.services.engine_reader
-from aisbreaker_mw.services.engines import LARGE_BODY_BYTES, read_engine
+from aisbreaker_mw.services.engines import LARGE_BODY_BYTES, read_models
 
 from ..product.test_memory import Sink, resident
 from ..support import KEY, RecordingUpstream, bearer, mint, wait_until
@@ -96,8 +96,9 @@ def test_a_chunked_body_travels_as_well(caller: Client, size: int) -> None:
 
 def test_the_type_that_a_body_was_read_by_travels(caller: Client) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded", "connection": "content-type"}
-    assert caller.ask(content=b'{"model":"o1","a":"&model=gpt-4o-mini&"}', headers=headers) == SENT_AS_MINI
+    assert caller.ask(content=b'{"a":"&model=gpt-4o-mini&"}', headers=headers) == SENT_AS_MINI
     assert caller.upstream.last.all(b"content-type") == [b"application/x-www-form-urlencoded"]
+    assert caller.ask(content=b'{"model":"o1","a":"&model=gpt-4o-mini&"}', headers=headers) == AMBIGUOUS
 
 
 def test_multipart(caller: Client) -> None:
@@ -120,7 +121,9 @@ def test_a_large_multipart_upload(caller: Client) -> None:
 
 def test_path(caller: Client) -> None:
     path = "/gemini/v1beta/models/{}:generateContent"
-    assert caller.ask(path.format("gpt-4o-mini"), json={"model": "o1"}) == (200, "sk-gpt-4o-mini")
+    assert caller.ask(path.format("gpt-4o-mini"), json={}) == (200, "sk-gpt-4o-mini")
+    assert caller.ask(path.format("gpt-4o-mini"), json={"model": "models/gpt-4o-mini"}) == (200, "sk-gpt-4o-mini")
+    assert caller.ask(path.format("gpt-4o-mini"), json={"model": "o1"}) == REFUSED
     assert caller.ask(path.format("gemini-2.5-pro"), json={"model": "o1"}) == REFUSED
     assert caller.ask(path.format("gpt-4o%2Dmini"), json={}) == REFUSED
 
@@ -247,7 +250,7 @@ AMBIGUITIES = [
 
 UNAMBIGUOUS = [
     '{"messages":[{"model":"gpt-4o"}],"model":"gpt-4o-mini"}',
-    '{"model":"gpt-4o-mini","tools":{"model":"gpt-4o","x":{"model":"o1","model":"o1"}}}',
+    '{"model":"gpt-4o-mini","metadata":{"model":"gpt-4o","x":{"model":"o1","model":"o1"}}}',
     '{"content":"\\"model\\":\\"gpt-4o\\"","model":"gpt-4o-mini"}',
     '{"model":"gpt-4o-min\\u0069"}',
 ]
@@ -274,7 +277,7 @@ def test_ambiguous_bodies_are_refused(caller: Client, text: str, where: str) -> 
 
 @pytest.mark.parametrize("where", ["alone", "before", "after"])
 @pytest.mark.parametrize("text", UNAMBIGUOUS)
-def test_only_the_top_level_model_counts(caller: Client, text: str, where: str) -> None:
+def test_a_model_in_the_callers_own_data_does_not_count(caller: Client, text: str, where: str) -> None:
     assert caller.ask_json(padded(text, where)) == SENT_AS_MINI
 
 
@@ -291,11 +294,11 @@ def test_large_bodies_are_read_in_a_thread(
 ) -> None:
     names: list[str] = []
 
-    def read(*arguments: Any, **options: Any) -> str:
+    def read(*arguments: Any, **options: Any) -> Any:
         names.append(threading.current_thread().name)
-        return read_engine(*arguments, **options)
+        return read_models(*arguments, **options)
 
-    monkeypatch.setattr(aisbreaker_mw.services.engine_reader, "read_engine", read)
+    monkeypatch.setattr(aisbreaker_mw.services.engine_reader, "read_models", read)
     body = json.dumps({"x": "y" * size, "model": "gpt-4o-mini"}).encode()
     headers = {"content-encoding": encoding} if encoding else {}
     assert caller.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from aisbreaker_mw.services.patterns import LONGEST_PATTERN, covers_vendor, matches, needs_engine, validate_pattern
 
 VALID = [
+    "=chat:openai.com",
+    "=chat:openai.com/gpt-4o",
     "",
     "*",
     "chat:",
@@ -55,6 +57,14 @@ INVALID = [
     "chat:openai.com/gpt-\uff14o",
     "-chat:openai.com",
     "chat:x/" + "m" * (LONGEST_PATTERN - 6),
+    "=",
+    "=chat",
+    "=chat:",
+    "=*:openai.com",
+    "=chat:openai.com/",
+    "=chat:openai.com/gpt-*",
+    "==chat:openai.com",
+    "chat:=openai.com",
 ]
 
 
@@ -107,6 +117,11 @@ def test_a_token_may_not_have_this_pattern_and_the_refusal_does_not_repeat_it(pa
         ("*:*", "chat:openai.com", True),
         ("aisbreaker:network", "aisbreaker:network", True),
         ("CHAT:openai.com", "chat:openai.com", False),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com/gpt-4o:free", False),
+        ("=chat:openai.com/gpt-4o", "chat:openai.com", False),
+        ("=chat:openai.com", "chat:openai.com", True),
+        ("=chat:openai.com", "chat:openai.com/gpt-4o", False),
     ],
 )
 def test_matching(pattern: str, service_id: str, expected: bool) -> None:
@@ -137,6 +152,10 @@ def test_a_pattern_that_only_an_engine_can_match_is_said_to_need_it(pattern: str
         ("chat:openai.com", False),
         ("chat:anthropic.com/claude", False),
         ("files:openai.com/x", False),
+        ("=chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com", True),
+        ("=chat:openai.co", False),
+        ("=files:openai.com/x", False),
         ("", False),
     ],
 )
@@ -158,6 +177,9 @@ def test_only_patterns_with_an_engine_need_the_engine(pattern: str, expected: bo
         ("*:openai.com", True),
         ("*:openai.com/gpt-4*", True),
         ("*:", True),
+        ("=chat:openai.com/gpt-4o", True),
+        ("=chat:openai.com", True),
+        ("=chat:anthropic.com", False),
         ("chat:anthropic.com", False),
         ("*:anthropic.com", False),
         ("chat:openai.com.example", False),

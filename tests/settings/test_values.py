@@ -81,6 +81,7 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("quotas.on_storage_error", "takes 'deny', 'local' or 'allow'", ["'SENTINEL'"]),
     ("quotas.storage", "takes a string", ["1", "['redis://:SENTINEL@host']"]),
     ("quotas.storage_timeout", TIMEOUT, ["'0ms'", "'SENTINELms'"]),
+    ("quotas.storage_connect_timeout", TIMEOUT, ["'0ms'", "'SENTINELms'"]),
     ("quotas.max_clients", "takes a number", ["true"]),
     ("quotas.max_clients", OVER_ZERO, ["0"]),
     ("quotas.server", "takes a table", ["'SENTINEL'", "1"]),
@@ -124,7 +125,8 @@ def test_a_bad_value_is_told_in_one_line(configure: Configure, key: str, require
         ("[inject]\n'/foo' = 1", "inject./foo: takes a string"),
         (
             "[inject]\n'/foo' = '::'",
-            "inject./foo: must be a serviceId: task:vendor, task:vendor/engine, either with a trailing *, *:vendor, or empty",
+            "inject./foo: must be a serviceId: task:vendor, task:vendor/engine, either with a trailing * or a "
+            "leading =, *:vendor, or empty",
         ),
         ("[minting]\nmode = 'secret'", "minting.secret: must be set when minting.mode is secret"),
         ("[minting]\nmode = 'secret'\nsecret = ''", "minting.secret: must be set when minting.mode is secret"),
