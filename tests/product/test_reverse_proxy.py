@@ -126,9 +126,10 @@ def test_each_piece_is_flushed(front: Front) -> None:
     upstream, base, token = front
     upstream.script = stream
     with connect(base) as client:
-        client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
         while not b"".join(arrived).endswith(b"0\r\n\r\n"):
             arrived.append(client.recv(65536))
+            assert arrived[-1], "the connection was closed"
     assert b"".join(arrived).endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
