@@ -21,6 +21,7 @@ The tree of errors.
         ├── MisdirectedRequest             421 misdirected_request
         ├── RateLimitExceeded              429 rate_limit_exceeded
         ├── HeadTooLarge                   431 request_header_fields_too_large
+        ├── MethodUnknown                  501 method_unknown
         ├── UpstreamError                  502 upstream_error
         ├── UpstreamCredentialRejected     502 upstream_credential_rejected
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
@@ -28,6 +29,7 @@ The tree of errors.
         ├── ServerBusy                     503 server_busy
         ├── ShuttingDown                   503 server_shutting_down
         ├── UpstreamTimeout                504 upstream_timeout
+        ├── VersionUnsupported             505 http_version_unsupported
         └── LoopDetected                   508 loop_detected
 
 A message is a fixed text that may be shown to anybody: no exception text, no upstream host, no part of a token or secret.
@@ -273,6 +275,18 @@ class CredentialUnsupported(RequestError):
         return [(b"x-should-retry", b"false")]
 
 
+class MethodUnknown(RequestError):
+    """The method is no registered one (RFC 9110, 15.6.2)."""
+
+    status = 501
+    code = "method_unknown"
+    message = "The request method is not known."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]
+
+
 class UpstreamError(RequestError):
     """The service could not be reached, or sent no valid response (RFC 9110, 15.6.3)."""
 
@@ -331,6 +345,18 @@ class UpstreamTimeout(RequestError):
     status = 504
     code = "upstream_timeout"
     message = "The AI service did not answer in time."
+
+
+class VersionUnsupported(RequestError):
+    """The request is in a version of HTTP above 1.1 (RFC 9110, 15.6.6)."""
+
+    status = 505
+    code = "http_version_unsupported"
+    message = "Only HTTP/1.1 and HTTP/1.0 are spoken here."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]
 
 
 class LoopDetected(RequestError):

@@ -20,6 +20,7 @@ from aisbreaker_mw.exceptions import (
     InvalidToken,
     LoopDetected,
     MethodNotAllowed,
+    MethodUnknown,
     MintingRefused,
     MisdirectedRequest,
     MissingCredential,
@@ -38,6 +39,7 @@ from aisbreaker_mw.exceptions import (
     UpstreamCredentialRejected,
     UpstreamError,
     UpstreamTimeout,
+    VersionUnsupported,
 )
 from aisbreaker_mw.quotas import Decision
 from aisbreaker_mw.quotas.gate import rate_limit_headers
@@ -89,6 +91,7 @@ ERRORS: list[tuple[RequestError, int, str, str, str, str, dict[str, str]]] = [
     (RateLimitExceeded(), 429, "rate_limit_exceeded", "rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED", SOON),
     (HeadTooLarge(), 431, "request_header_fields_too_large", INVALID, "request_too_large", "INVALID_ARGUMENT", {}),
     (CredentialUnsupported(), 500, "credential_unsupported", "server_error", "api_error", "INTERNAL", NO_RETRY),
+    (MethodUnknown(), 501, "method_unknown", "server_error", "api_error", "UNIMPLEMENTED", NO_RETRY),
     (UpstreamError(), 502, "upstream_error", "server_error", "api_error", "UNAVAILABLE", {}),
     (UpstreamCredentialRejected(), 502, "upstream_credential_rejected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (QuotaStorageUnavailable(), 503, "quota_storage_unavailable", "server_error", "api_error", "UNAVAILABLE", SOON),
@@ -97,6 +100,7 @@ ERRORS: list[tuple[RequestError, int, str, str, str, str, dict[str, str]]] = [
     (ShuttingDown(), 503, "server_shutting_down", "server_error", "api_error", "UNAVAILABLE", SOON),
     (LoopDetected(), 508, "loop_detected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (UpstreamTimeout(), 504, "upstream_timeout", "server_error", "timeout_error", "DEADLINE_EXCEEDED", {}),
+    (VersionUnsupported(), 505, "http_version_unsupported", "server_error", "api_error", "UNIMPLEMENTED", NO_RETRY),
 ]
 each_error = pytest.mark.parametrize(
     ("error", "status", "code", "openai", "anthropic", "google", "headers"),

