@@ -53,8 +53,8 @@ class EmbeddedValkey:
     the directory. It also restarts the server, empty, after a crash.
 
     Args:
-        max_memory: most memory, as Valkey spells it. A client with three windows takes some 75 bytes. When the memory is full, no
-            request is counted, as if the server was down: dropping counters instead would give requests away.
+        max_memory: most memory, as Valkey spells it. A client with three windows takes some 75 bytes. When the memory is full,
+            no request is counted, as if the server was down: dropping counters instead would give requests away.
         server: path of the executable; by default the one that `find_server` finds.
 
     Raises:
