@@ -112,7 +112,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         services=services,
         relay=Relay(
             clients=clients,
-            admissions=Admissions(sealer, hosts, plan, admission),
+            admissions=Admissions(sealer, hosts, plan, admission, clock),
             gate=gate,
             authorizer=authorizer,
             embedded={each.name: DummyService(each.delay) for each in services if each.embedded},

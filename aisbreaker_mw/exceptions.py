@@ -25,6 +25,7 @@ The tree of errors.
         ├── UpstreamCredentialRejected     502 upstream_credential_rejected
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
+        ├── ServerBusy                     503 server_busy
         ├── ShuttingDown                   503 server_shutting_down
         ├── UpstreamTimeout                504 upstream_timeout
         └── LoopDetected                   508 loop_detected
@@ -107,11 +108,23 @@ class MissingCredential(RequestError):
 
 
 class InvalidToken(RequestError):
-    """A token does not open, or has expired (RFC 6750, 3.1)."""
+    """
+    A token does not open, or has expired (RFC 6750, 3.1).
+
+    Args:
+        message: a fixed text for the client; the class's own when not given.
+        reason: for the operator alone: `unknown_key`, `not_opened`, `expired`; or None.
+        kid: for the operator alone: the master key that the token names, or None.
+    """
 
     status = 401
     code = "invalid_token"
     message = "The API key is not valid on this server."
+
+    def __init__(self, message: str | None = None, *, reason: str | None = None, kid: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.kid = kid
 
     @property
     def headers(self) -> RawHeaders:
@@ -294,6 +307,14 @@ class UpstreamBusy(_Retryable):
     status = 503
     code = "upstream_busy"
     message = "All connections to the AI service are in use. Retry later."
+
+
+class ServerBusy(_Retryable):
+    """The process has no file left for another connection."""
+
+    status = 503
+    code = "server_busy"
+    message = "The server has too many open connections. Retry later."
 
 
 class ShuttingDown(_Retryable):

@@ -26,10 +26,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from ..deadline import NEVER, DeadlineTimer
-from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
+from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ServerBusy, ShuttingDown
 from ..http1.heads import END_OF_HEAD, NO_HEAD, write_head
 from .base_protocol import BaseProtocol
 from .cycle import ResponseCycle
+from .open_files import OPEN_FILES
 from .refusal import write_refusal
 from .request_head import ChunkedDecoder, Limits, RequestHead
 
@@ -86,6 +87,13 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
         super().connection_made(transport)
         self._context = contextvars.copy_context()
         self.set_deadline(self.loop.time() + self.limits.head_timeout)
+        if OPEN_FILES.run_short(self.transport):
+            OPEN_FILES.tell()
+            if OPEN_FILES.run_out(self.transport):
+                self._stop()
+                self.transport.abort()
+            else:
+                self._send_refusal(ServerBusy())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
