@@ -94,7 +94,15 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         connect=upstream.connect_timeout, header=upstream.header_timeout, idle=upstream.idle_timeout, pool=upstream.pool_timeout
     )
     proxy = UpstreamProxy(
-        lambda: transport or open_transport(upstream.transport, max_connections=upstream.max_connections, http2=upstream.http2),
+        lambda: (
+            transport
+            or open_transport(
+                upstream.transport,
+                max_connections=upstream.max_connections,
+                fair_share=upstream.fair_share,
+                http2=upstream.http2,
+            )
+        ),
         timeouts,
     )
     authorizer = Authorizer(lambda: proxy.transport, clock=clock, max_signed_bytes=upstream.max_engine_scan_bytes)

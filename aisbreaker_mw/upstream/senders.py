@@ -101,7 +101,9 @@ class NativeSender:
         if origin is None:
             # A pool's name is the origin as DNS knows it.
             origin = self._origins[request.origin] = origin_of(_url(request))
-        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts)
+        claims = exchange.claims
+        asker = exchange.client, None if claims is None else claims.jti
+        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts, asker)
         reader = stream.reader
         if not stream.arrived and reader.status < 400:  # an error is searched for the credential first
             stream.write_now = exchange.synchronous_writer()
@@ -163,16 +165,18 @@ def open_sender(transport: httpx.AsyncBaseTransport) -> Sender:
     return NativeSender(transport) if type(transport) is HTTPTransport else HTTPXSender(transport)
 
 
-def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.AsyncBaseTransport:
+def open_transport(kind: str, *, max_connections: int, fair_share: int, http2: bool) -> httpx.AsyncBaseTransport:
     """
     Return a transport to AI services. It follows no redirect, keeps no cookie, and uses no proxy of the environment.
 
     Args:
         kind: `native` (this package's) or `httpx` (httpx's own).
         max_connections: connections at once; per origin for `native`, in all for `httpx`.
+        fair_share: most connections held for each free one, by one client or token, at which it can take one more; `native`
+            only.
         http2: offer HTTP/2 to the service; `httpx` only.
     """
     if kind == "native":
-        return HTTPTransport(max_connections=max_connections)
+        return HTTPTransport(max_connections=max_connections, fair_share=fair_share)
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30)
     return httpx.AsyncHTTPTransport(http2=http2, limits=limits, trust_env=False)

@@ -29,7 +29,7 @@ class ConnectionPool(Protocol):
     def forget(self, connection: "Connection") -> bool:
         """Take an idle connection out, and return whether it was one."""
 
-    def free_slot(self) -> None:
+    def free_slot(self, connection: "Connection") -> None:
         """Take back the slot of a connection that is gone."""
 
     def lost(self, connection: "Connection") -> None:
@@ -271,13 +271,13 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
                 self._pool.release(self)
             else:
                 self.abort()
-                self._pool.free_slot()
+                self._pool.free_slot(self)
 
     def drop(self, stream: ResponseStream) -> None:
         """Close, and free the slot, if the stream still has the connection."""
         if self._stream is stream:
             self._abandon(stream)
-            self._pool.free_slot()
+            self._pool.free_slot(self)
 
     def _abandon(self, stream: ResponseStream) -> None:
         self._stream = None

@@ -82,7 +82,7 @@ async def test_waiting_for_a_connection_ends_after_pool_timeout(stack: str) -> N
         with pytest.raises(httpx.PoolTimeout):
             await fetch(transport, upstream.port, timeout=timeouts(pool=0.01))
         if isinstance(transport, HTTPTransport):
-            assert not any(pool._waiters for pool in transport._pools.values())
+            assert not any(pool.slots.waited_for for pool in transport._pools.values())
         finish.set()
         assert await first == (200, b"fine")
         assert await fetch(transport, upstream.port, timeout=timeouts(pool=0.01)) == (200, b"fine")
