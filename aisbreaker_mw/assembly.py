@@ -122,7 +122,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
             authorizer=authorizer,
             embedded={each.name: DummyService(each.delay) for each in services if each.embedded},
             proxy=proxy,
-            websockets=WebSocketProxy(timeouts, clock=clock),
+            websockets=WebSocketProxy(timeouts, proxy.slot, clock=clock),
             origins=settings.cors_origins,
             max_body_bytes=upstream.max_body_bytes,
         ),

@@ -1,5 +1,6 @@
 """The body of the client's request: streamed, and bounded."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -18,6 +19,24 @@ sends it slowly holds no connection.
 """
 
 
+_MOST_AHEAD = 8 << 20
+"""Most bytes of one body that are received before anybody takes them."""
+
+
+class ReadAhead:
+    """
+    The memory for bodies that are received before anybody takes them.
+
+    Args:
+        limit: most bytes of all of them.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+
 class RequestBody(httpx.AsyncByteStream):
     """
     The body of the client's request, passed on piece by piece.
@@ -28,34 +47,49 @@ class RequestBody(httpx.AsyncByteStream):
     """
 
     __slots__ = (
+        "_ahead",
         "_buffered",
+        "_changed",
+        "_failure",
+        "_held",
         "_kept",
         "_kept_limit",
         "_length",
         "_limit",
         "_receive",
-        "_received",
         "_whole",
+        "client_gone",
         "exhausted",
         "present",
         "reading",
+        "received",
+        "waiting",
     )
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
-        self._received = 0
+        self.received = 0
+        """Bytes received."""
         self._length = 0
         self._whole: bytes | None = None
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
+        self._ahead: ReadAhead | None = None
+        self._changed: asyncio.Event  # these two are there from `read_ahead` on
+        self._failure: Exception | None
+        self._held = 0
+        self.client_gone = False
+        """Whether `read_ahead` has seen the client disconnect."""
         self.present = True
         """Whether the request has a body, received or not."""
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
         """True while the transport owns `receive`: from sending the request to the head of the response."""
+        self.waiting = False
+        """Whether somebody waits for the client to send more."""
 
     def frame(self, scope: Scope, fields: Mapping[bytes, bytes]) -> None:
         """
@@ -90,17 +124,105 @@ class RequestBody(httpx.AsyncByteStream):
         Raises:
             PayloadTooLarge: the body is over the limit.
         """
+        if self._ahead is not None and not self._buffered:
+            return await self._receive_ahead()
         if self._buffered:
-            body = bytes(self._buffered[:_PIECE])
-            del self._buffered[:_PIECE]
-            return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
-        message = await self._receive()
+            return self._take()
+        self.waiting = True
+        try:
+            message = await self._receive()
+        finally:
+            self.waiting = False
         if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                raise PayloadTooLarge
-            self.exhausted = not message.get("more_body", False)
+            self._account(message)
         return message
+
+    def _account(self, message: Message) -> None:
+        self.received += len(message.get("body", b""))
+        if self.received > self._limit:
+            raise PayloadTooLarge
+        self.exhausted = not message.get("more_body", False)
+
+    def _take(self) -> Message:
+        body = bytes(self._buffered[:_PIECE])
+        del self._buffered[:_PIECE]
+        if self._ahead is not None:
+            self._return_memory(len(body))
+            self._changed.set()
+        return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
+
+    async def read_ahead(self, ahead: ReadAhead) -> None:
+        """
+        Receive the body before it is asked for, to see whether the client is still there.
+
+        From now on `receive` gives what arrives here. Returns when the client has gone (`client_gone`), when the body is whole,
+        or when it is not wanted any more.
+
+        Args:
+            ahead: bounds the memory.
+        """
+        if not self.reading or self.exhausted:
+            return
+        self._changed, self._failure = asyncio.Event(), None
+        self._ahead = ahead
+        while self.reading and not self.exhausted and not self.client_gone and self._failure is None:
+            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or ahead.left <= 0):
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            try:
+                message = await self._receive()
+                if message["type"] == "http.request":
+                    self._account(message)
+            except Exception as error:  # for whoever takes the body
+                self._failure = error
+            else:
+                self._hold(message)
+            self._changed.set()
+
+    def _hold(self, message: Message) -> None:
+        self.client_gone = message["type"] == "http.disconnect"
+        body = message.get("body", b"")
+        self._buffered += body
+        self._held += len(body)
+        if self._ahead is not None:
+            self._ahead.left -= len(body)
+
+    async def _receive_ahead(self) -> Message:
+        self.waiting = True
+        try:
+            while not (self._buffered or self.exhausted or self.client_gone or self._failure):
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self.waiting = False
+        if self._buffered:
+            return self._take()
+        if self._failure is not None:
+            raise self._failure
+        return {"type": "http.disconnect"} if self.client_gone else {"type": "http.request", "body": b"", "more_body": False}
+
+    def stop_reading_ahead(self) -> None:
+        """Read no more ahead for a service that does not want the rest."""
+        if self._ahead is not None and not self.reading:
+            self._return_memory(self._held)
+            self._changed.set()
+
+    def discard(self) -> None:
+        """Let go of what was read ahead, as the request has ended."""
+        self.reading = False
+        self.stop_reading_ahead()
+
+    def _return_memory(self, size: int) -> None:
+        size = min(size, self._held)  # the rest was collected, or kept for a retry
+        self._held -= size
+        if self._ahead is not None:
+            self._ahead.left += size
+
+    @property
+    def short(self) -> bool:
+        """Whether the body is collected before a connection is taken."""
+        return 0 < self._length <= SHORT_BODY
 
     async def whole(self) -> bytes | None:
         """
@@ -111,7 +233,7 @@ class RequestBody(httpx.AsyncByteStream):
             PayloadTooLarge: the body is over the limit.
             ClientDisconnected: the client disconnected.
         """
-        if self._whole is None and 0 < self._length <= SHORT_BODY and (self._buffered or not self.exhausted):
+        if self._whole is None and self.short and (self._buffered or not self.exhausted):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
