@@ -37,6 +37,33 @@ class ReadAhead:
         self.left = limit
 
 
+class _Ahead:
+    """
+    The state of one body that is received before anybody takes it.
+
+    Args:
+        memory: bounds it, with the other bodies.
+    """
+
+    __slots__ = ("changed", "client_gone", "failure", "held", "memory")
+
+    def __init__(self, memory: ReadAhead) -> None:
+        self.memory = memory
+        self.held = 0
+        """Bytes counted in `memory`."""
+        self.changed = asyncio.Event()
+        self.client_gone = False
+        self.failure: Exception | None = None
+        """Error of receiving, for whoever takes the body."""
+
+    def count(self, size: int) -> None:
+        """Count bytes that are held from now on, or, if negative, no longer."""
+        size = max(size, -self.held)  # more was collected before, or kept for a retry
+        self.held += size
+        self.memory.left -= size
+        self.changed.set()
+
+
 class RequestBody(httpx.AsyncByteStream):
     """
     The body of the client's request, passed on piece by piece.
@@ -49,16 +76,12 @@ class RequestBody(httpx.AsyncByteStream):
     __slots__ = (
         "_ahead",
         "_buffered",
-        "_changed",
-        "_failure",
-        "_held",
         "_kept",
         "_kept_limit",
         "_length",
         "_limit",
         "_receive",
         "_whole",
-        "client_gone",
         "exhausted",
         "present",
         "reading",
@@ -76,12 +99,7 @@ class RequestBody(httpx.AsyncByteStream):
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
-        self._ahead: ReadAhead | None = None
-        self._changed: asyncio.Event  # these two are there from `read_ahead` on
-        self._failure: Exception | None
-        self._held = 0
-        self.client_gone = False
-        """Whether `read_ahead` has seen the client disconnect."""
+        self._ahead: _Ahead | None = None
         self.present = True
         """Whether the request has a body, received or not."""
         self.exhausted = False
@@ -124,105 +142,98 @@ class RequestBody(httpx.AsyncByteStream):
         Raises:
             PayloadTooLarge: the body is over the limit.
         """
-        if self._ahead is not None and not self._buffered:
-            return await self._receive_ahead()
         if self._buffered:
             return self._take()
+        if self._ahead is not None:
+            return await self._receive_ahead(self._ahead)
         self.waiting = True
         try:
             message = await self._receive()
         finally:
             self.waiting = False
-        if message["type"] == "http.request":
-            self._account(message)
+        self._account(message)
         return message
 
     def _account(self, message: Message) -> None:
-        self.received += len(message.get("body", b""))
-        if self.received > self._limit:
-            raise PayloadTooLarge
-        self.exhausted = not message.get("more_body", False)
+        """Count the bytes of a message from the client."""
+        if message["type"] == "http.request":
+            self.received += len(message.get("body", b""))
+            if self.received > self._limit:
+                raise PayloadTooLarge
+            self.exhausted = not message.get("more_body", False)
 
     def _take(self) -> Message:
         body = bytes(self._buffered[:_PIECE])
         del self._buffered[:_PIECE]
         if self._ahead is not None:
-            self._return_memory(len(body))
-            self._changed.set()
+            self._ahead.count(-len(body))
         return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
-
-    async def read_ahead(self, ahead: ReadAhead) -> None:
-        """
-        Receive the body before it is asked for, to see whether the client is still there.
-
-        From now on `receive` gives what arrives here. Returns when the client has gone (`client_gone`), when the body is whole,
-        or when it is not wanted any more.
-
-        Args:
-            ahead: bounds the memory.
-        """
-        if not self.reading or self.exhausted:
-            return
-        self._changed, self._failure = asyncio.Event(), None
-        self._ahead = ahead
-        while self.reading and not self.exhausted and not self.client_gone and self._failure is None:
-            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or ahead.left <= 0):
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            try:
-                message = await self._receive()
-                if message["type"] == "http.request":
-                    self._account(message)
-            except Exception as error:  # for whoever takes the body
-                self._failure = error
-            else:
-                self._hold(message)
-            self._changed.set()
-
-    def _hold(self, message: Message) -> None:
-        self.client_gone = message["type"] == "http.disconnect"
-        body = message.get("body", b"")
-        self._buffered += body
-        self._held += len(body)
-        if self._ahead is not None:
-            self._ahead.left -= len(body)
-
-    async def _receive_ahead(self) -> Message:
-        self.waiting = True
-        try:
-            while not (self._buffered or self.exhausted or self.client_gone or self._failure):
-                self._changed.clear()
-                await self._changed.wait()
-        finally:
-            self.waiting = False
-        if self._buffered:
-            return self._take()
-        if self._failure is not None:
-            raise self._failure
-        return {"type": "http.disconnect"} if self.client_gone else {"type": "http.request", "body": b"", "more_body": False}
-
-    def stop_reading_ahead(self) -> None:
-        """Read no more ahead for a service that does not want the rest."""
-        if self._ahead is not None and not self.reading:
-            self._return_memory(self._held)
-            self._changed.set()
-
-    def discard(self) -> None:
-        """Let go of what was read ahead, as the request has ended."""
-        self.reading = False
-        self.stop_reading_ahead()
-
-    def _return_memory(self, size: int) -> None:
-        size = min(size, self._held)  # the rest was collected, or kept for a retry
-        self._held -= size
-        if self._ahead is not None:
-            self._ahead.left += size
 
     @property
     def short(self) -> bool:
         """Whether the body is collected before a connection is taken."""
         return 0 < self._length <= SHORT_BODY
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether `read_ahead` has seen the client disconnect."""
+        return self._ahead is not None and self._ahead.client_gone
+
+    async def read_ahead(self, memory: ReadAhead) -> None:
+        """
+        Receive the body before it is asked for, to see whether the client is still there.
+
+        From now on `receive` gives what arrives here. Returns when the client has gone (`client_gone`), when the body is whole,
+        or when the service wants no more of it.
+
+        Args:
+            memory: bounds what is held.
+        """
+        if not self.reading or self.exhausted:
+            return
+        ahead = self._ahead = _Ahead(memory)
+        while self.reading and not self.exhausted and not ahead.client_gone and ahead.failure is None:
+            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or memory.left <= 0):
+                ahead.changed.clear()
+                await ahead.changed.wait()
+                continue
+            try:
+                message = await self._receive()
+                self._account(message)
+            except Exception as error:
+                ahead.failure = error
+            else:
+                ahead.client_gone = message["type"] == "http.disconnect"
+                self._buffered += message.get("body", b"")
+                ahead.count(len(message.get("body", b"")))
+            ahead.changed.set()
+
+    async def _receive_ahead(self, ahead: _Ahead) -> Message:
+        """Return the next message of what `read_ahead` receives."""
+        self.waiting = True
+        try:
+            while not (self._buffered or self.exhausted or ahead.client_gone or ahead.failure):
+                ahead.changed.clear()
+                await ahead.changed.wait()
+        finally:
+            self.waiting = False
+        if self._buffered:
+            return self._take()
+        if ahead.failure is not None:
+            raise ahead.failure
+        return {"type": "http.disconnect"} if ahead.client_gone else {"type": "http.request", "body": b"", "more_body": False}
+
+    def stop_reading_ahead(self) -> None:
+        """Have `read_ahead` look whether the body is still wanted."""
+        if self._ahead is not None:
+            self._ahead.changed.set()
+
+    def discard(self) -> None:
+        """Let go of what was read ahead, as the request has ended."""
+        if self._ahead is not None:
+            self.reading = False
+            self._buffered.clear()
+            self._ahead.count(-self._ahead.held)
 
     async def whole(self) -> bytes | None:
         """
@@ -233,7 +244,7 @@ class RequestBody(httpx.AsyncByteStream):
             PayloadTooLarge: the body is over the limit.
             ClientDisconnected: the client disconnected.
         """
-        if self._whole is None and self.short and (self._buffered or not self.exhausted):
+        if self._whole is None and 0 < self._length <= SHORT_BODY and (self._buffered or not self.exhausted):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected

@@ -171,10 +171,12 @@ class DisconnectWatcher:
 
     def remove(self, request: WatchedRequest) -> None:
         """Stop watching a request, which has ended."""
-        self._new.discard(request)
-        self._due.discard(request)
-        self._begun.discard(request)
-        request.end()
+        if request in self._new:
+            self._new.remove(request)
+        else:
+            self._due.discard(request)
+            self._begun.discard(request)
+            request.end()
 
     def _go_round(self) -> None:
         uploads: set[WatchedRequest] = set()

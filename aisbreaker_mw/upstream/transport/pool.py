@@ -65,9 +65,8 @@ class Pool:
 
     def take_idle(self, asker: Asker) -> Connection | None:
         """Return the idle connection that was used last, with a slot, or None where there is none, or the asker has to wait."""
-        slots, idle = self.slots, self._idle
-        if idle and (len(self._taken) < slots.relaxed and not slots.counted):
-            connection, _ = idle.popitem()
+        if self._idle and len(self._taken) < self.slots.relaxed:
+            connection, _ = self._idle.popitem()
             if not connection.expired:
                 self._taken[connection] = asker  # as Slots.take does it
                 return connection

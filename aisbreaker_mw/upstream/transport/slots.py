@@ -32,14 +32,14 @@ class Slots:
         fair_share: most slots held for each free one, at which one more can be taken.
     """
 
-    __slots__ = ("_clients", "_fair_share", "_reserve", "_tokens", "_waiting", "counted", "limit", "relaxed", "taken")
+    __slots__ = ("_clients", "_fair_share", "_few", "_reserve", "_tokens", "_waiting", "counted", "limit", "relaxed", "taken")
 
     def __init__(self, limit: int, fair_share: int = FAIR_SHARE) -> None:
         self.limit = limit
         self._fair_share = fair_share
         self._reserve = max(1, limit // RESERVE)
-        self.relaxed = min(limit - self._reserve, limit * fair_share // (fair_share + 1))
-        """Slots in use below which nobody is limited: held <= in use < fair_share * free."""
+        self._few = self.relaxed = min(limit - self._reserve, limit * fair_share // (fair_share + 1))
+        """Slots in use below which nobody is limited: held <= in use < fair_share * free. 0 while the slots are counted."""
         self.taken: dict[object, Asker] = {}
         """The slots in use: what each is used for, and by whom."""
         self.counted = False
@@ -127,6 +127,7 @@ class Slots:
         self._clients = Counter(client for client, _ in self.taken.values() if client is not None)
         self._tokens = Counter(token for _, token in self.taken.values() if token is not None)
         self.counted = True
+        self.relaxed = 0
 
     def _add(self, asker: Asker) -> None:
         client, token = asker
@@ -143,8 +144,9 @@ class Slots:
                     del held[name]
         if self._waiting:
             self._give()
-        elif len(self.taken) < self.relaxed // 2:  # far below, so that it does not begin anew at once
+        elif len(self.taken) < self._few // 2:  # far below, so that it does not begin anew at once
             self.counted = False
+            self.relaxed = self._few
             self._clients, self._tokens = Counter(), Counter()
 
     def _most(self) -> int:
