@@ -9,6 +9,7 @@ import pytest
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from ...ports import free_port
+from ...support import Recorded, RecordingUpstream
 from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
 from .support import FINE, Body, always, collect, echo, fetch, length, make_request, make_transport, native_only, timeouts
 
@@ -191,6 +192,20 @@ async def test_an_idle_connection_that_the_upstream_closes_or_uses_is_not_used_a
         await asyncio.sleep(0.005)
         assert await fetch(transport, upstream.port, method="POST", headers=[length(2)], body=Body(b"hi")) == (200, b"fine")
         assert upstream.connections == 2
+
+
+@native_only
+async def test_a_connection_whose_end_the_loop_has_not_seen_yet_is_not_used_again(transport: httpx.AsyncBaseTransport) -> None:
+    def script(request: Recorded, connection: socket.socket) -> None:
+        connection.sendall(FINE)
+        raise RecordingUpstream.Hangup
+
+    with RecordingUpstream(script) as upstream:
+        for _ in range(3):
+            answer = await fetch(transport, upstream.port, method="POST", headers=[length(2)], body=Body(b"hi"))
+            assert answer == (200, b"fine")
+            assert upstream.last.closed.wait(WAIT)  # the loop stands still meanwhile
+        assert upstream.connections == 3
 
 
 def stale_at_the_second_request(read_body: int = 0) -> tuple[Script, list[bytes]]:
