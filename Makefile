@@ -8,7 +8,8 @@ TEST_ARGS ?=
 TEST_WORKERS ?= auto
 BENCH_ARGS ?=
 FUZZ_EXAMPLES ?= 20000
-FUZZ_TARGETS := tests/product/test_faithful.py tests/serving/test_fuzz.py tests/upstream/transport/test_fuzz.py
+FUZZ_TARGETS := tests/product/test_faithful.py tests/serving/test_differential.py tests/serving/test_fuzz.py \
+	tests/upstream/transport/test_fuzz.py
 
 .PHONY: demo serve test test-lowest lint format fuzz bench clean
 

@@ -11,6 +11,7 @@ from importlib.metadata import version as _version
 from .app import create_app
 from .exceptions import AIsBreakerError, ConfigurationError, InvalidToken, RequestError, ResponseInterrupted
 from .middleware import AIsBreakerMiddleware
+from .minting import Minted, mint
 from .settings import Settings, load_settings
 from .tokens.claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .tokens.keyring import Keyring, generate_key
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigurationError",
     "InvalidToken",
     "Keyring",
+    "Minted",
     "RequestError",
     "RequestLimits",
     "RequestQuotas",
@@ -36,4 +38,5 @@ __all__ = [
     "create_app",
     "generate_key",
     "load_settings",
+    "mint",
 ]

@@ -6,6 +6,7 @@ same path, credential and client costs one look into a dictionary. The token's e
 every time.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -22,13 +23,13 @@ from .credentials import carriers
 from .credentials.authorizer import SecretInUse
 from .exceptions import InvalidToken, MethodNotAllowed, MissingCredential, NotFound, ServiceNotAllowed
 from .http1.fields import RawHeaders, get
-from .memo import Memo
+from .memo import WeighedMemo
 from .quotas import Buckets
 from .quotas.buckets import BucketPlan
 from .services.engine_reader import EngineReader
 from .services.service import RouteMatch, Service
 from .tokens.claims import TokenClaims
-from .tokens.sealer import TokenSealer
+from .tokens.sealer import TokenSealer, weigh
 
 __all__ = ["Admission", "AdmissionPolicy", "Admissions", "ServiceRequest"]
 
@@ -38,8 +39,10 @@ _USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _FOREIGN = "The API key is no aisbreaker_... token."
 _KEYLESS = "The token has no credential for this service, which takes no requests without one (services.<name>.keyless)."
 _STRANGERS = "A token that anybody can mint reaches this service only on the server's own machine (services.<name>.strangers)."
-_MAX_DECISIONS = 2048
-"""Most decisions remembered at once."""
+_MAX_DECISION_BYTES = 32 * 1024 * 1024
+"""Most bytes of decisions remembered at once."""
+_LEAST_WEIGHT = 16 * 1024
+"""Bytes that a decision is taken for at least. It is less for most. So no more than 2,048 are remembered."""
 _MAX_KEY_BYTES = 10_000
 """Longest cache key, in bytes: room for the longest token, with path, query and host."""
 
@@ -137,15 +140,23 @@ class Admissions:
         hosts: tells the host that tokens are bound to.
         plan: names the buckets that a request is counted in.
         policy: what the configuration says.
+        clock: returns seconds since the epoch.
     """
 
-    def __init__(self, sealer: TokenSealer, hosts: HostNames, plan: BucketPlan, policy: AdmissionPolicy) -> None:
+    def __init__(
+        self,
+        sealer: TokenSealer,
+        hosts: HostNames,
+        plan: BucketPlan,
+        policy: AdmissionPolicy,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._sealer = sealer
         self._hosts = hosts
         self._plan = plan
         self._policy = policy
         self._loops = LoopGuard()
-        self._decisions: Memo[_Key | None, Admission] = Memo(_MAX_DECISIONS)
+        self._decisions: WeighedMemo[_Key | None, Admission] = WeighedMemo(_MAX_DECISION_BYTES, _weigh, _expiry, clock)
 
     async def admit(self, request: ServiceRequest, body: RequestBody, exchange: Exchange) -> Admission:
         """
@@ -285,6 +296,18 @@ class Admissions:
         if key is None or not admission.lasting or sum(map(len, key[1:])) > _MAX_KEY_BYTES:
             return
         self._decisions.remember(key, admission)
+
+
+def _weigh(key: _Key | None, admission: Admission) -> int:
+    # The key and what is made of it, and the claims, which are shared only as long as the sealer remembers them.
+    size = 2 * sum(map(len, key[1:] if key else ()))
+    if admission.claims is not None:
+        size += weigh(admission.claims)
+    return max(size, _LEAST_WEIGHT)
+
+
+def _expiry(admission: Admission) -> float | None:
+    return None if admission.claims is None else admission.claims.exp
 
 
 def _with_query(target: bytes, query: bytes) -> bytes:

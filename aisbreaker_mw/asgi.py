@@ -1,23 +1,33 @@
 """ASGI: the path of a request below the mount point, headers as tuples, and a way to send without a task."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import quote, unquote
 
 from starlette.types import Scope, Send
 
 from .http1.fields import RawHeaders
 
+TRAILERS_DROPPED = "aisbreaker.trailers_dropped"
+"""Name of the ASGI extension by which this package's own server tells that no trailer is among the headers."""
+OWN_EXTENSIONS: dict[str, dict[str, Any]] = {TRAILERS_DROPPED: {}}
+"""The `extensions` of our own server's scopes."""
+
 _PAIR = frozenset({tuple})
 
 
-def as_pairs(headers: Iterable[Iterable[bytes]]) -> RawHeaders:
+def as_pairs(scope: Scope) -> RawHeaders:
     """
     Return a scope's headers as a list of tuples.
 
-    ASGI promises iterables of two items only. Servers give a list of tuples, which is returned itself.
+    ASGI promises iterables of two items only. Servers give a list of tuples. It is returned itself unless it may still grow:
+    uvicorn's protocol on httptools appends the trailers of a chunked request to it, while the app runs.
     """
+    headers: Iterable[Iterable[bytes]] = scope["headers"]
     if type(headers) is list and _PAIR.issuperset(map(type, headers)):
-        return headers
+        if scope.get("extensions") is OWN_EXTENSIONS or b"transfer-encoding" not in dict(headers):
+            return headers
+        return headers.copy()
     return [(name, value) for name, value in headers]
 
 

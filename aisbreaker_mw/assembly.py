@@ -75,7 +75,8 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
     upstream, quotas, minting = settings.upstream, settings.quotas, settings.minting
     clients = ClientIdentifier(settings.trusted_proxies)
     hosts = HostNames(settings.hosts)
-    sealer = TokenSealer(settings.keyring(), clock=clock)
+    keyring = settings.keyring()
+    sealer = TokenSealer(keyring, clock=clock)
     services = ServiceCatalog.load(settings.services)
     for service_id in settings.inject.values():
         if services.by_vendor(service_id.partition(":")[2].partition("/")[0]) is None:
@@ -86,7 +87,9 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         quotas.storage.get_secret_value(),
         on_storage_error=quotas.on_storage_error,
         timeout=quotas.storage_timeout,
+        connect_timeout=quotas.storage_connect_timeout,
         max_clients=quotas.max_clients,
+        places_key=keyring.places_key,
     )
     gate = QuotaGate(limiter)
 
@@ -117,7 +120,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         services=services,
         relay=Relay(
             clients=clients,
-            admissions=Admissions(sealer, hosts, plan, admission),
+            admissions=Admissions(sealer, hosts, plan, admission, clock),
             gate=gate,
             authorizer=authorizer,
             embedded={each.name: DummyService(each.delay) for each in services if each.embedded},

@@ -21,12 +21,15 @@ The tree of errors.
         ├── MisdirectedRequest             421 misdirected_request
         ├── RateLimitExceeded              429 rate_limit_exceeded
         ├── HeadTooLarge                   431 request_header_fields_too_large
+        ├── MethodUnknown                  501 method_unknown
         ├── UpstreamError                  502 upstream_error
         ├── UpstreamCredentialRejected     502 upstream_credential_rejected
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
+        ├── ServerBusy                     503 server_busy
         ├── ShuttingDown                   503 server_shutting_down
         ├── UpstreamTimeout                504 upstream_timeout
+        ├── VersionUnsupported             505 http_version_unsupported
         └── LoopDetected                   508 loop_detected
 
 A message is a fixed text that may be shown to anybody: no exception text, no upstream host, no part of a token or secret.
@@ -107,11 +110,23 @@ class MissingCredential(RequestError):
 
 
 class InvalidToken(RequestError):
-    """A token does not open, or has expired (RFC 6750, 3.1)."""
+    """
+    A token does not open, or has expired (RFC 6750, 3.1).
+
+    Args:
+        message: a fixed text for the client; the class's own when not given.
+        reason: for the operator alone: `unknown_key`, `not_opened`, `expired`; or None.
+        kid: for the operator alone: the master key that the token names, or None.
+    """
 
     status = 401
     code = "invalid_token"
     message = "The API key is not valid on this server."
+
+    def __init__(self, message: str | None = None, *, reason: str | None = None, kid: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.kid = kid
 
     @property
     def headers(self) -> RawHeaders:
@@ -260,6 +275,18 @@ class CredentialUnsupported(RequestError):
         return [(b"x-should-retry", b"false")]
 
 
+class MethodUnknown(RequestError):
+    """The method is no registered one (RFC 9110, 15.6.2)."""
+
+    status = 501
+    code = "method_unknown"
+    message = "The request method is not known."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]
+
+
 class UpstreamError(RequestError):
     """The service could not be reached, or sent no valid response (RFC 9110, 15.6.3)."""
 
@@ -296,6 +323,14 @@ class UpstreamBusy(_Retryable):
     message = "All connections to the AI service are in use. Retry later."
 
 
+class ServerBusy(_Retryable):
+    """The process has no file left for another connection."""
+
+    status = 503
+    code = "server_busy"
+    message = "The server has too many open connections. Retry later."
+
+
 class ShuttingDown(_Retryable):
     """The server drains. A request without a response can be sent again, elsewhere or later."""
 
@@ -310,6 +345,18 @@ class UpstreamTimeout(RequestError):
     status = 504
     code = "upstream_timeout"
     message = "The AI service did not answer in time."
+
+
+class VersionUnsupported(RequestError):
+    """The request is in a version of HTTP above 1.1 (RFC 9110, 15.6.6)."""
+
+    status = 505
+    code = "http_version_unsupported"
+    message = "Only HTTP/1.1 and HTTP/1.0 are spoken here."
+
+    @property
+    def headers(self) -> RawHeaders:
+        return [(b"x-should-retry", b"false")]
 
 
 class LoopDetected(RequestError):

@@ -56,7 +56,7 @@ class Guard:
             send: ASGI callable.
         """
         given = scope
-        headers = as_pairs(scope["headers"])
+        headers = as_pairs(scope)
         if headers is not scope["headers"]:
             scope = {**scope, "headers": headers}
         try:

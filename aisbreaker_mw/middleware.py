@@ -78,7 +78,7 @@ class AIsBreakerMiddleware:
             await self._pass_on(scope, receive, send)
             return
         given = scope
-        headers = as_pairs(scope["headers"])
+        headers = as_pairs(scope)
         if headers is not scope["headers"]:
             scope = {**scope, "headers": headers}
         path = route_path(scope)

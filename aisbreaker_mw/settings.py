@@ -59,7 +59,13 @@ def _matching(pattern: re.Pattern[str], requirement: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _host_name(text: str) -> str:
+def parse_host_name(text: str) -> str:
+    """
+    Return a host name in lower case, an IPv6 address without brackets.
+
+    Raises:
+        ValueError: it is none, or has a scheme or port; with a fixed text.
+    """
     plain = text.strip().lower().removesuffix(".")
     name = host_name(plain.encode("utf-8", "replace"))
     # `host_name` cuts off a port, and here it could be the rest of a URL: only brackets may be gone.
@@ -93,7 +99,7 @@ def _pattern(text: str) -> str:
 Span = Annotated[int, BeforeValidator(_span), Field(gt=0)]
 Timeout = Annotated[float, BeforeValidator(_timeout), Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
-HostName = Annotated[str, AfterValidator(_host_name)]
+HostName = Annotated[str, AfterValidator(parse_host_name)]
 Origin = Annotated[str, _matching(_ORIGIN, "takes origins like https://app.example.com, or *")]
 AppPath = Annotated[str, _matching(_PATH, "takes paths that begin with /")]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -125,6 +131,7 @@ class QuotaSettings(_Section):
     """Storage URI of the limits library. It is secret, as it may hold a password."""
     on_storage_error: Literal["deny", "local", "allow"] = "deny"
     storage_timeout: Timeout = 0.25
+    storage_connect_timeout: Timeout = 5.0
     max_clients: Count = 1_000_000
     server: RequestQuotas = RequestQuotas()
 

@@ -43,7 +43,7 @@ _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^():]+)(?::\d+)?\)$")
 PACKAGE = "aisbreaker_mw/"
 PIPELINE = "pipeline"
 """The room of the modules that are in no folder."""
-_BELOW_THE_LOOP = ("cli/", "__main__.py", "serving/server.py")
+_BELOW_THE_LOOP = ("cli/", "__main__.py", "serving/server.py", "serving/supervisor.py")
 """Parts of the package that start the event loop. They are at the bottom of every stack."""
 _LIBRARIES = {"uvicorn/protocols/": "serving", "httpx/": "httpx's Request and Response"}
 """Libraries whose time counts as a room."""

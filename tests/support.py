@@ -223,7 +223,8 @@ def serve(app: Any, **config: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 
     def run() -> None:
-        asyncio.run(server.serve(sockets=[listener]))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory() if "loop" in config else None) as runner:
+            runner.run(server.serve(sockets=[listener]))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

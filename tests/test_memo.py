@@ -2,7 +2,7 @@
 
 import pytest
 
-from aisbreaker_mw.memo import Memo
+from aisbreaker_mw.memo import SWEEP_INTERVAL, Memo, WeighedMemo
 
 
 def remembered(memo: Memo[int, str], keys: range) -> list[int]:
@@ -71,3 +71,60 @@ def test_a_forgotten_value_is_gone_from_both_generations(others: int) -> None:
     memo.forget(0)
     assert memo[0] is None
     assert all(memo[key] == "b" for key in range(1, others + 1))
+
+
+# --- By weight ---------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def weighed(budget: int, clock: Clock | None = None) -> WeighedMemo[int, str]:
+    """A memo of strings that weigh their length. Those that are digits expire then."""
+    return WeighedMemo(
+        budget, lambda _, value: len(value), lambda value: int(value) if value.isdigit() else None, clock or Clock()
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_the_weight_is_bounded(length: int) -> None:
+    memo = weighed(10)
+    for key in range(100):
+        memo.remember(key, "x" * length)
+        assert length <= len(remembered(memo, range(100))) * length <= 10
+        assert memo[key] == "x" * length
+
+
+def test_what_is_too_heavy_is_not_remembered_and_replaces_what_was() -> None:
+    memo = weighed(10)
+    memo.remember(1, "light")
+    memo.remember(2, "y")
+    memo.remember(1, "heavier")
+    assert memo[1] is None
+    assert memo[2] == "y"
+
+
+def test_a_value_in_use_outlives_heavy_others() -> None:
+    memo = weighed(10)
+    memo.remember(0, "used")
+    for key in range(1, 50):
+        memo.remember(key, "zz")
+        assert memo[0] == "used"
+
+
+def test_expired_values_leave_both_generations_and_make_room() -> None:
+    clock = Clock()
+    memo = weighed(10, clock)
+    memo.remember(1, "50")
+    memo.remember(2, "99")
+    memo.remember(3, "a")
+    memo.remember(4, "60")  # the others are the older generation now
+    clock.now = SWEEP_INTERVAL
+    memo.remember(5, "bbb")
+    assert remembered(memo, range(10)) == [2, 3, 5]
+    memo.remember(6, "cc")
+    assert remembered(memo, range(10)) == [2, 3, 5, 6]

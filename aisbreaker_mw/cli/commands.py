@@ -1,9 +1,11 @@
 """The commands of `aisbreaker`."""
 
+import csv
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,31 @@ import httpx
 
 from .. import __version__
 from ..endpoints.token_request import parse_token_request
-from ..exceptions import AIsBreakerError, ConfigurationError
-from ..http1.fields import host_name
+from ..exceptions import AIsBreakerError, ConfigurationError, InvalidToken
+from ..minting import Minter
 from ..services.catalog import ServiceCatalog
-from ..settings import CONFIG_VARIABLE, Settings, load_settings
+from ..settings import CONFIG_VARIABLE, Settings, load_settings, parse_host_name
 from ..tokens.claims import ServiceSecret
 from ..tokens.keyring import generate_key
-from ..tokens.sealer import TokenSealer, TokenTooLong
+from ..tokens.sealer import UNKNOWN_KEY, TokenSealer
 from .demo import run_demo
 from .serve import serve as run_server
 
 _MASK = "**********"
 _LIBRARIES = {"google-cloud": ("google.auth", "vertex"), "aws-sigv4": ("botocore", "bedrock")}
 """The library that a credential strategy needs, and the extra that installs it."""
+
+
+class _HostName(click.ParamType[str]):
+    """A host name, as `hosts` takes it."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_host_name(value)
+        except ValueError as error:
+            self.fail(f"{value!a} {error}", param, ctx)
 
 
 class _Group(click.Group):
@@ -93,38 +107,80 @@ def token() -> None:
 @token.command("create")
 @click.option("--server", metavar="URL", help="Mint through this server. Default: mint here, with the master key.")
 @click.option("--request", "request_file", default="-", type=click.File("rb"), help="Token request as JSON. Default: stdin.")
-@click.option("--host", help="Host name that the token is bound to. Default: the first of `hosts`.")
+@click.option("--host", type=_HostName(), help="Host name that the token is bound to. Default: the first of `hosts`.")
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="Name of a key. Repeat it for a batch.")
+@click.option("--labels", "label_file", type=click.File("r", encoding="utf-8"), help="File of labels, one a line.")
 @_config
-def create_token(server: str | None, request_file: Any, host: str | None, config: Path | None) -> None:
-    """Mint a token from a token request, and print it."""
-    body = request_file.read()
-    if server is not None:
-        click.echo(_ask_server(server, body))
+def create_token(
+    server: str | None,
+    request_file: Any,
+    host: str | None,
+    labels: tuple[str, ...],
+    label_file: Any,
+    config: Path | None,
+) -> None:
+    """
+    Mint a token from a token request, and print it.
+
+    With labels, mint a token for each of them, and print CSV: label,key_id,token.
+    """
+    request = request_file.read()
+    names = [*labels, *([line.strip() for line in label_file if line.strip()] if label_file is not None else [])]
+    mint = _minting_at(server) if server is not None else _minting_here(host, config)
+    if not labels and label_file is None:
+        click.echo(mint(request)[1])
         return
+    fields = _request_fields(request)
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(("label", "key_id", "token"))
+    for name in names:
+        table.writerow((name, *mint(json.dumps({**fields, "label": name}).encode())))
+        sys.stdout.flush()
+
+
+def _request_fields(request: bytes) -> dict[str, Any]:
+    """Return the members of a token request that is checked as a whole."""
+    parse_token_request(request)
+    fields: dict[str, Any] = json.loads(request)
+    return fields
+
+
+def _minting_here(host: str | None, config: Path | None) -> Callable[[bytes], tuple[str, str]]:
     settings = load_settings(config)
-    sealer = TokenSealer(settings.keyring())
-    minting = settings.minting
-    claims = parse_token_request(body).claims(
-        now=int(time.time()), default_lifetime=minting.default_lifetime, max_lifetime=minting.max_lifetime
-    )
-    try:
-        click.echo(sealer.seal(claims, _host(host, settings)))
-    except TokenTooLong as error:
-        raise click.ClickException(str(error)) from None
+    minter = Minter(settings, _host(host, settings))
+
+    def mint(request: bytes) -> tuple[str, str]:
+        minted = minter.mint(parse_token_request(request))
+        return minted.key_id, minted.token
+
+    return mint
+
+
+def _minting_at(server: str) -> Callable[[bytes], tuple[str, str]]:
+    def mint(request: bytes) -> tuple[str, str]:
+        answer = _ask_server(server, request)
+        return str(answer.get("key_id", "")), str(answer["access_token"])
+
+    return mint
 
 
 @token.command("inspect")
 @click.argument("token_text", metavar="TOKEN")
-@click.option("--host", help="Host name that the token is bound to. Default: the first of `hosts`.")
+@click.option("--host", type=_HostName(), help="Host name that the token is bound to. Default: the first of `hosts`.")
 @_config
 def inspect_token(token_text: str, host: str | None, config: Path | None) -> None:
     """Print a token's claims, every secret masked. With - as TOKEN, read it from stdin."""
     settings = load_settings(config)
     text = sys.stdin.read().strip() if token_text == "-" else token_text  # noqa: S105 - a dash is not a secret
-    claims = TokenSealer(settings.keyring()).open(text, _host(host, settings))
+    name = _host(host, settings)
+    try:
+        claims = TokenSealer(settings.keyring()).open(text, name)
+    except InvalidToken as error:
+        raise click.ClickException(_why_not(error, name)) from None
     quotas = claims.quotas.model_dump(by_alias=True, exclude_none=True)
     shown = {
-        "jti": claims.jti,
+        "key_id": claims.jti,
+        "label": claims.label,
         "kid": claims.kid,
         "iat": _utc(claims.iat),
         "exp": _utc(claims.exp),
@@ -161,7 +217,7 @@ def _installed(library: str) -> bool:
         return False
 
 
-def _ask_server(server: str, body: bytes) -> str:
+def _ask_server(server: str, body: bytes) -> dict[str, Any]:
     url = server.rstrip("/") + "/api/v1/oauth/token"
     try:
         response = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30)
@@ -170,14 +226,31 @@ def _ask_server(server: str, body: bytes) -> str:
         raise click.ClickException(f"{url}: {type(error).__name__}") from None
     except ValueError:
         raise click.ClickException(f"{url}: status {response.status_code}, without JSON") from None
+    content = content if isinstance(content, dict) else {}
     if response.status_code != 200:
-        raise click.ClickException(f"{url}: status {response.status_code}: {content['error']['message']}")
-    return str(content["access_token"])
+        told = content.get("error")
+        message = told.get("message") if isinstance(told, dict) else None
+        raise click.ClickException(f"{url}: status {response.status_code}: {message or 'without a message'}")
+    if "access_token" not in content:
+        raise click.ClickException(f"{url}: the response has no access_token")
+    return content
+
+
+def _why_not(error: InvalidToken, host: str) -> str:
+    """Return why a token does not open, in words."""
+    if error.reason == UNKNOWN_KEY:
+        return (
+            f"The token was sealed with the master key {error.kid}, which is none of these settings' keys "
+            "(AISBREAKER_KEY, AISBREAKER_RETIRED_KEYS)."
+        )
+    if error.kid is not None:
+        return f"The token does not open: it was changed or cut, or it was made for another host than {host}."
+    return "This is no token: it has another form."
 
 
 def _host(host: str | None, settings: Settings) -> str:
     if host is not None:
-        return host_name(host.encode())
+        return host
     if settings.hosts:
         return settings.hosts[0]
     raise ConfigurationError("hosts: none is configured; give --host, the host name under which clients reach the server")

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from ..app import create_app
 from ..exceptions import ConfigurationError
 from ..quotas.embedded import EmbeddedValkey
+from ..serving.open_files import files_needed, raise_limit
 from ..serving.server import run
 from ..settings import Settings
 from ..telemetry.logs import hush_libraries, log_config
@@ -54,6 +55,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, grace: floa
             "minting.mode: must be written down where others can reach the server: open (anybody may mint), secret, "
             "or off; set AISBREAKER_MINTING__MODE, or listen on a loopback address"
         )
+    _check_open_files(settings.upstream.max_connections)
     with contextlib.ExitStack() as stack:
         if storage == _EMBEDDED:
             uri = stack.enter_context(EmbeddedValkey())
@@ -64,6 +66,19 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, grace: floa
             create_app(settings)  # a bad setting stops the start here, once, instead of in every worker
             return run("aisbreaker_mw:create_app", host=host, port=port, workers=workers, grace=grace, log_config=config)
         return run(lambda: create_app(settings), host=host, port=port, grace=grace, log_config=config)
+
+
+def _check_open_files(connections: int) -> None:
+    """Raise the limit of open files, and say so if the configured connections do not fit."""
+    limit, needed = raise_limit(), files_needed(connections)
+    if limit is not None and limit < needed:
+        _logger.warning(
+            "upstream.max_connections = %d needs about %d open files, with as many clients, and a process may have %d: "
+            "raise the limit (ulimit -n, or LimitNOFILE= of systemd), or set fewer connections",
+            connections,
+            needed,
+            limit,
+        )
 
 
 def _with_key_for_this_run(settings: Settings, host: str, workers: int) -> Settings:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
+from ..asgi import TRAILERS_DROPPED
 from ..http1.fields import get_all
 
 IPV6_PREFIX_BITS = 64
@@ -37,6 +38,9 @@ class ClientIdentifier:
 
         Each proxy appends its peer to X-Forwarded-For, so that is read from the right. The first hop that is no trusted proxy
         is the client. A hop that is no address ends the reading, and the proxy that wrote it counts as the client.
+
+        Some servers append the trailers of a chunked request to its headers. The last X-Forwarded-For could be such a trailer,
+        which the client wrote. So of several in a chunked request none is believed, unless the server drops trailers.
         """
         peer = scope.get("client")
         host = peer[0] if peer else LOCAL
@@ -45,7 +49,10 @@ class ClientIdentifier:
         if not self._is_trusted(host):
             return group(host)
         client = host
-        for hop in reversed(b",".join(get_all(scope["headers"], b"x-forwarded-for")).split(b",")):
+        forwarded = get_all(scope["headers"], b"x-forwarded-for")
+        if len(forwarded) > 1 and _may_have_trailers(scope):
+            return group(host)
+        for hop in reversed(b",".join(forwarded).split(b",")):
             address = _hop_address(hop.strip())
             if address is None:
                 break
@@ -59,6 +66,10 @@ class ClientIdentifier:
             return self._trusts_local
         address = _parse(host)
         return address is not None and any(address in network for network in self._networks)
+
+
+def _may_have_trailers(scope: MutableMapping[str, Any]) -> bool:
+    return b"transfer-encoding" in dict(scope["headers"]) and TRAILERS_DROPPED not in (scope.get("extensions") or ())
 
 
 @lru_cache(maxsize=16_384)

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from ..asgi import synchronous_send
-from ..exceptions import ClientDisconnected, RequestError, ResponseInterrupted
+from ..exceptions import ClientDisconnected, InvalidToken, RequestError, ResponseInterrupted
 from ..http1.fields import RawHeaders
 from ..telemetry.logs import ACCESS_LOGGER, LogFields, describe_crash, new_request_id
 from ..tokens.claims import TokenClaims
@@ -46,6 +46,7 @@ class Exchange:
         "dialect",
         "error",
         "headers",
+        "kid",
         "sent_bytes",
         "service_id",
         "status",
@@ -68,6 +69,8 @@ class Exchange:
         """Headers to add to the response."""
         self.client: str | None = None
         self.claims: TokenClaims | None = None
+        self.kid: str | None = None
+        """Master key that a token names which did not open."""
         self.service_id: str | None = None
         self.error: str | None = None
         """Code of the error, if the request failed."""
@@ -140,6 +143,8 @@ class Exchange:
     async def refuse(self, error: RequestError) -> None:
         """Send an error response."""
         self.error = error.code
+        if isinstance(error, InvalidToken):
+            self.cause, self.kid = error.reason, error.kid
         await self.respond(error_response(error, self.dialect, self.request_id))
 
     def log(self) -> None:
@@ -152,8 +157,9 @@ class Exchange:
             "request_id": self.request_id,
             "method": self._method,
             "client": self.client,
-            "kid": claims.kid if claims else None,
-            "jti": claims.jti[:8] if claims else None,
+            "kid": claims.kid if claims else self.kid,
+            "key_id": claims.jti if claims else None,
+            "label": (claims.label or None) if claims else None,
             "service_id": self.service_id,
             "status": self.status or CLIENT_CLOSED_REQUEST,
             "bytes": self.sent_bytes,

@@ -53,7 +53,9 @@ _GOOGLE_STATUSES = {
     429: "RESOURCE_EXHAUSTED",
     431: "INVALID_ARGUMENT",
     500: "INTERNAL",
+    501: "UNIMPLEMENTED",
     504: "DEADLINE_EXCEEDED",
+    505: "UNIMPLEMENTED",
 }
 
 Response: TypeAlias = tuple[int, RawHeaders, bytes]

@@ -77,7 +77,7 @@ class TokenEndpoint:
             token = self._sealer.seal(claims, host)
         except TokenTooLong as error:
             raise InvalidRequest(f"The request is too large to be sealed: {error}.") from None
-        content = {"access_token": token, "token_type": "Bearer", "expires_in": claims.exp - now}
+        content = {"access_token": token, "token_type": "Bearer", "expires_in": claims.exp - now, "key_id": claims.jti}
         # RFC 6749, 5.1
         return json_response(200, content, [(b"cache-control", b"no-store"), (b"pragma", b"no-cache")])
 

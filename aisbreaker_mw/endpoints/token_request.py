@@ -24,10 +24,12 @@ from ..services.strict_json import strict_json
 from ..tokens.claims import MAX_LIMIT, PRESENTED_TOKEN, RequestQuotas, ServiceSecret, TokenClaims
 from ..tokens.sealer import new_jti
 
-__all__ = ["MAX_SECRETS_IN_TURN", "TokenRequest", "parse_token_request"]
+__all__ = ["MAX_LABEL_CHARACTERS", "MAX_SECRETS_IN_TURN", "TokenRequest", "parse_token_request"]
 
 MAX_SECRETS_IN_TURN = 16
 """Most credentials of one `authSecret`."""
+MAX_LABEL_CHARACTERS = 100
+"""Longest label of a key."""
 _MAX_SECRETS = 64
 _MAX_DEPTH = 16
 _CREDENTIAL = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
@@ -71,6 +73,12 @@ _Credentials = Annotated[
 ]
 
 
+def _label(text: str) -> str:
+    if len(text) > MAX_LABEL_CHARACTERS or not text.isprintable():
+        raise ValueError(f"must be at most {MAX_LABEL_CHARACTERS} printable characters")
+    return text
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True)
 
@@ -102,6 +110,7 @@ class TokenRequest(_Model):
     request_auth_and_quotas: _AuthAndQuotas
     # These may be absent, but not null.
     expiration_time_span: Annotated[str | None, BeforeValidator(_not_null)] = None
+    label: Annotated[str, BeforeValidator(_not_null), AfterValidator(_label)] = ""
     client_id: Annotated[str | None, BeforeValidator(_not_null)] = None
     client_secret: Annotated[SecretStr | None, BeforeValidator(_not_null)] = None
 
@@ -132,6 +141,7 @@ class TokenRequest(_Model):
             exp=now + lifetime,
             quotas=wanted.request_quotas,
             secrets=tuple(each.service_secret() for each in wanted.service_secrets),
+            label=self.label,
         )
 
 

@@ -7,6 +7,8 @@ from ..tokens.claims import RequestLimits, RequestQuotas, TokenClaims
 from .model import Bucket, Buckets
 
 _WINDOWS: tuple[type[RateLimitItem], ...] = (RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay)
+MINTING = "minting"
+"""Name of the policy of token requests."""
 _CACHE_SIZE = 65_536
 """Most pairs of token and client whose buckets are remembered."""
 
@@ -48,7 +50,7 @@ class BucketPlan:
 
     def for_minting(self, client: str) -> Buckets:
         """Return the buckets of a token request."""
-        return _filled(Bucket(f"mint:c:{client}", "mint", "minting", self._minting))
+        return _filled(Bucket(f"mint:c:{client}", "mint", MINTING, self._minting))
 
     def _name(self, client: str, claims: TokenClaims | None) -> Buckets:
         buckets = [

@@ -1,17 +1,25 @@
 -- Counts one request in all windows of all buckets, or in none, by the rule of sliding.py.
 --
--- KEYS     one per bucket
+-- KEYS     one per bucket: its place, a hash of records (places.py)
 -- ARGV[1]  the time, milliseconds; empty for the server's own
 -- ARGV[2]  cost
--- ARGV[3]  and on, one per bucket: MessagePack array of amount and length (milliseconds) of each window
+-- ARGV[3]  most records of a place, shared ones aside
+-- ARGV[4]  and on, four per bucket: field of its own record, of its slot's shared record, of the place's shared record; MessagePack
+--          array of amount and length (milliseconds) of each window
 --
--- A bucket is stored as a MessagePack array. For each window it holds the length, the end of the window in progress, the previous
--- count and the current count. It expires when nothing of it is left.
+-- A record is the time at which nothing of it is left (a double), and a MessagePack array. For each window the array holds the
+-- length, how much earlier the window in progress ends than that time, the previous count and the current count. So a record of
+-- three windows takes less than 64 bytes, and Redis keeps a place in its compact form. A record that has ended is dropped when its
+-- place is full, or with the whole place.
 --
--- Returns a string of five numbers, which a client reads in a third of the time of a list:
--- "1 window remaining left now"  admitted: the window nearest its limit, and the milliseconds until the window in progress ends
--- "0 window remaining wait now"  refused: the refusing window that takes longest, and the milliseconds until the request would pass
--- Windows are numbered from 1 over all buckets.
+-- Returns a string of numbers, which a client reads in a third of the time of a list:
+-- "1 window remaining left now fields"  admitted: the window nearest its limit, and the milliseconds until the window in progress
+--                                       ends
+-- "0 window remaining wait now fields"  refused: the refusing window that takes longest, and the milliseconds until the request
+--                                       would pass
+-- Windows are numbered from 1 over all buckets. The fields are one digit per bucket: 1 its own record, 2 or 3 a shared one.
+
+local SHARED = 2 -- most records of slots that share one, beyond those of ARGV[3]
 
 local now
 if ARGV[1] == '' then
@@ -36,19 +44,52 @@ local function latest(count, room, length)
     return left
 end
 
+local chosen = {}
+
 local function reply(admitted, window, remaining, milliseconds)
-    return string.format('%d %d %.0f %.0f %.0f', admitted, window, remaining, milliseconds, now)
+    return string.format('%d %d %.0f %.0f %.0f %s', admitted, window, remaining, milliseconds, now, table.concat(chosen))
 end
 
-local stored = redis.call('MGET', unpack(KEYS))
+-- Drops the records of a place that have ended. Returns how many are left.
+local function tidy(place)
+    local records = redis.call('HGETALL', place)
+    local left = #records / 2
+    for r = 1, #records, 2 do
+        if struct.unpack('>d', records[r + 1]) <= now then
+            redis.call('HDEL', place, records[r])
+            left = left - 1
+        end
+    end
+    return left
+end
+
+-- Returns which of the three fields from ARGV[a] on counts a bucket, and its record if it exists.
+local function find(place, a)
+    local record = redis.call('HGET', place, ARGV[a])
+    if record then return 1, record end
+    local most = tonumber(ARGV[3])
+    local size = redis.call('HLEN', place)
+    if size >= most then size = tidy(place) end
+    if size < most then return 1 end
+    record = redis.call('HGET', place, ARGV[a + 1])
+    if record or size < most + SHARED then return 2, record end
+    return 3, redis.call('HGET', place, ARGV[a + 2])
+end
+
 local states = {}
 local number = 0
 local nearest, least, nearest_left, nearest_length
 local refusing, refusing_remaining, refusing_wait, longest, longest_length
 
 for b = 1, #KEYS do
-    local windows = cmsgpack.unpack(ARGV[b + 2])
-    local old = stored[b] and cmsgpack.unpack(stored[b]) or {}
+    local a = 4 * b
+    local windows = cmsgpack.unpack(ARGV[a + 3])
+    local field, record = find(KEYS[b], a)
+    chosen[b] = field
+    local ended, old = 0, {}
+    if record then
+        ended, old = struct.unpack('>d', record), cmsgpack.unpack(string.sub(record, 9))
+    end
     local state = {}
     states[b] = state
     local s = 1
@@ -62,7 +103,7 @@ for b = 1, #KEYS do
             while old[o] and old[o] ~= length do o = o + 4 end
         end
         if old[o] then
-            fin, previous, current = old[o + 1], old[o + 2], old[o + 3]
+            fin, previous, current = ended - old[o + 1], old[o + 2], old[o + 3]
         end
 
         local left = fin - now
@@ -111,6 +152,8 @@ for b = 1, #KEYS do
     for s = 1, #state, 4 do
         last = math.max(last, state[s] + state[s + 1])
     end
-    redis.call('SET', KEYS[b], cmsgpack.pack(state), 'PX', last - now)
+    for s = 1, #state, 4 do state[s + 1] = last - state[s + 1] end
+    redis.call('HSET', KEYS[b], ARGV[4 * b + chosen[b] - 1], struct.pack('>d', last) .. cmsgpack.pack(state))
+    if redis.call('PTTL', KEYS[b]) < last - now then redis.call('PEXPIRE', KEYS[b], last - now) end
 end
 return reply(1, nearest, least - cost, nearest_left)

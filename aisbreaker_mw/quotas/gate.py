@@ -6,9 +6,11 @@ from functools import lru_cache
 from ..client.exchange import Exchange
 from ..exceptions import RateLimitExceeded
 from ..http1.fields import RawHeaders
+from .buckets import MINTING
 from .limiter import QuotaLimiter
 from .model import Buckets, Decision
 
+_MINTING_LIMIT = "This server mints no more tokens for this client at the moment (minting.requests_per_minute). Retry later."
 _WINDOW_NAMES = {60: "minute", 3600: "hour", 86_400: "day"}
 
 
@@ -43,7 +45,8 @@ class QuotaGate:
             return
         exchange.headers = rate_limit_headers(decision)
         if not decision.admitted:
-            raise RateLimitExceeded(retry_after=decision.reset_after)
+            message = _MINTING_LIMIT if decision.policy == MINTING else None
+            raise RateLimitExceeded(message, retry_after=decision.reset_after)
 
 
 def rate_limit_headers(decision: Decision) -> RawHeaders:

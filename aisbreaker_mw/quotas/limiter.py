@@ -45,7 +45,9 @@ class QuotaLimiter:
         process's
             memory, `allow` lets them pass uncounted.
         timeout: longest wait of a request for the storage, in seconds.
-        max_clients: most keys, per policy, that the memory counts separately. Beyond, new keys share windows.
+        connect_timeout: longest time until a new connection to the storage is ready, in seconds.
+        max_clients: most keys, per policy, that are counted separately. Beyond, new keys share windows.
+        places_key: key of the hash that assigns records to places on a shared storage (`places.py`).
         clock: returns nanoseconds, for tests. By default the memory uses the monotonic clock, and a server its own.
 
     Raises:
@@ -59,7 +61,9 @@ class QuotaLimiter:
         *,
         on_storage_error: OnStorageError = "deny",
         timeout: float = 0.25,
+        connect_timeout: float = 5.0,
         max_clients: int = 1_000_000,
+        places_key: bytes = b"",
         clock: Callable[[], int] | None = None,
     ) -> None:
         if on_storage_error not in _CONSEQUENCES:
@@ -68,7 +72,16 @@ class QuotaLimiter:
         self._timeout = timeout
         self._memory = _open_memory(max_clients, clock or time.monotonic_ns)
         """The storage itself, or its stand-in under the policy `local`."""
-        self._shared = _open_shared(storage_uri, timeout, clock)
+        self._shared = _open_shared(
+            storage_uri,
+            {
+                "timeout": timeout,
+                "connect_timeout": connect_timeout,
+                "max_clients": max_clients,
+                "places_key": places_key,
+                "clock": clock,
+            },
+        )
         self._secrets = _secrets(storage_uri)
         self._down = False
         self._probing = False
@@ -104,6 +117,10 @@ class QuotaLimiter:
         try:
             async with asyncio.timeout(self._timeout):
                 decision = await shared.consume(buckets, cost)
+        except TimeoutError as error:
+            # The limit of this request ends with no text; that of connecting says what took how long.
+            self._note(error if str(error) else TimeoutError(f"not ready or no reply within {self._timeout:g} s"))
+            return self._without_storage(buckets, cost)
         except Exception as error:
             self._note(error)
             return self._without_storage(buckets, cost)
@@ -155,8 +172,8 @@ def _open_memory(max_clients: int, clock: Callable[[], int]) -> MemoryQuotaStora
     return cast(MemoryQuotaStorage, storage_from_string(_MEMORY_URI, **options))
 
 
-def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> QuotaStorage | None:
-    """Open the storage that a URI names. Returns None for the memory."""
+def _open_shared(uri: str, options: dict[str, Any]) -> QuotaStorage | None:
+    """Open the storage that a URI names, with options of `RedisQuotaStorage`. Returns None for the memory."""
     uri = uri.removeprefix("async+")
     scheme, separator, _ = uri.partition("://")
     if not separator:
@@ -170,7 +187,6 @@ def _open_shared(uri: str, timeout: float, clock: Callable[[], int] | None) -> Q
     library = _LIBRARIES.get(server, _LIBRARIES.get(server.removesuffix("s")))
     if library is not None and importlib.util.find_spec(library) is None:
         raise ConfigurationError(f"quotas.storage {scheme}:// needs the Python package {library}")
-    options: dict[str, Any] = {"clock": clock, "timeout": timeout}
     try:
         if library == "redis":
             from . import redis  # noqa: F401 - the import registers the schemes; it needs an extra

@@ -36,6 +36,12 @@ POLICY = (1 << EXPIRY_SHIFT) - 1
 INSPECTION = 32
 """Records inspected in one go. Inspecting them in the order of their creation reads memory in order."""
 
+SEARCH = 256
+"""Records inspected in one go while a policy has no place for a new key."""
+
+SEARCH_PAUSE = 1000
+"""Milliseconds from one search through all records to the next."""
+
 BLANK = 0
 """The record of every key that has none: the first one, always zero."""
 
@@ -65,6 +71,10 @@ class RecordTable:
         """Records per policy."""
         self.due = 0
         """Records that the next inspection looks at."""
+        # Whether a key found no place since the last inspection, how many records the search has seen, and when it may begin.
+        self._crowded = False
+        self._searched = 0
+        self._next_search = 0
         # All records in the order of inspection, the next position, and the key of each record. Every full garbage collection
         # would visit a list of the keys: a tenth of a second for a million.
         self._ring = array("I")  # half the size of "q", and enough for 32 GB of records
@@ -81,6 +91,10 @@ class RecordTable:
         size = 0 if policy is None else self._sizes[policy]
         if size < self._max_clients:
             return None
+        # Records of other policies may lie before those that have ended, and requests that share a window make the inspection
+        # no faster. So look for room in greater steps.
+        self._crowded = True
+        self.due = max(self.due, INSPECTION)
         lengths = ",".join([str(length) for _, length in bucket.windows])
         key = f"overflow/{bucket.policy}/{lengths}/{bucket.slot}"
         if key in self.records or size < self._max_records:
@@ -125,6 +139,14 @@ class RecordTable:
         data = self.data
         hand = self._hand
         count = len(ring)
+        if self._crowded:
+            self._crowded = False
+            if now >= self._next_search:
+                due = max(due, SEARCH)
+                self._searched += due
+                if self._searched >= count:
+                    self._searched = 0
+                    self._next_search = now + SEARCH_PAUSE
         alive = now + 1 << EXPIRY_SHIFT
         for _ in range(due):
             if hand >= count:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, TypeAlias, cast
@@ -14,16 +15,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from .line import Line, Reply, connect, is_closed
 from .model import Bucket, Buckets, Decision, Window
+from .places import Places
 
 KEY_PREFIX = "aisbreaker"
 """Prefix of every key, because the server may hold other data too."""
 
 Command: TypeAlias = tuple[Sequence[str], Sequence[object]]
 """Keys and arguments of one run of a script."""
-
-Reply: TypeAlias = bytes
-"""The string that consume.lua returns."""
 
 
 class _Script:
@@ -52,22 +52,25 @@ def _pack(windows: tuple[Window, ...]) -> bytes:
     return struct.pack(">BH", 0xDC, len(numbers)) + b"".join(struct.pack(">BQ", 0xCF, number) for number in numbers)
 
 
-def _key(bucket: Bucket) -> str:
-    return f"{KEY_PREFIX}:{{{bucket.slot}}}:{bucket.key}"
-
-
 class RedisQuotaStorage(RedisStorage):
     """
     Counters in one Redis or Valkey server, 6.0 or later. They are exact for all its users, by the server's clock.
 
-    A request is one run of one script. Requests that come while others are on their way are sent together in a batch. So there
-    are few connections, and a thousand requests at once take a handful of round trips.
+    A request is one run of one script, and takes one round trip: requests are sent on one connection, without waiting for the
+    replies to earlier ones. Requests that come in the same turn of the loop are written together.
+
+    The connection is made, authenticated and given the script in a task of its own, with a time of its own. So it is completed
+    even if the request that began it no longer waits.
 
     Args:
         uri: URI as limits spells it, with or without `async+`: `redis://`, `rediss://`, `redis+unix://`, and the same with
             `valkey`.
         wrap_exceptions: as for every storage of limits.
-        timeout: longest wait for a connection and for a reply, in seconds.
+        timeout: longest wait of a request, in seconds. `QuotaLimiter` ends the wait; a connection without a reply is given up
+            after four times as long.
+        connect_timeout: longest time until a new connection is ready for requests, in seconds.
+        max_clients: most records per policy; see `Places`.
+        places_key: key of the hash that assigns records to places, at most 64 bytes; the same for all users of the server.
         clock: returns nanoseconds since the epoch, instead of the server's time, for tests.
         options: options of redis-py's client.
     """
@@ -76,11 +79,11 @@ class RedisQuotaStorage(RedisStorage):
         f"aisbreaker+{scheme}" for scheme in ("valkey", "valkeys", "valkey+unix")
     ]
 
-    CONNECTIONS = 4
-    """Most batches on their way at once."""
+    SPREAD = 1
+    """Number of slots over which the tokens are spread."""
 
     BATCH = 256
-    """Most requests in one batch. A server runs as many in a few milliseconds."""
+    """Most requests written in one go. A server runs as many in a few milliseconds."""
 
     def __init__(
         self,
@@ -88,20 +91,26 @@ class RedisQuotaStorage(RedisStorage):
         wrap_exceptions: bool = False,
         *,
         timeout: float = 0.25,
+        connect_timeout: float = 5.0,
+        max_clients: int = 1_000_000,
+        places_key: bytes = b"",
         clock: Callable[[], int] | None = None,
         **options: Any,
     ) -> None:
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._places = Places(KEY_PREFIX, max_clients, self.SPREAD, places_key)
         self._clock = clock
-        self._waiting: list[tuple[Command, asyncio.Future[Reply]]] = []
-        self._flushes: set[asyncio.Task[None]] = set()
-        self._starting = False
+        self._waiting: deque[tuple[tuple[object, ...], asyncio.Future[Reply]]] = deque()
+        self._line: Line | None = None
+        self._connecting: asyncio.Task[Any] | None = None
+        self._sender: asyncio.Task[None] | None = None
         settings: dict[str, Any] = {
             "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
+            "socket_connect_timeout": connect_timeout,
             # A retry could count a request twice.
             "retry": Retry(NoBackoff(), 0),
-            # With RESP3, redis-py from version 8 on no longer replaces a pooled connection that the server has closed.
+            # With RESP3, redis-py from version 8 on no longer notices that the server has closed a pooled connection.
             "protocol": 2,
             **options,
         }
@@ -123,75 +132,81 @@ class RedisQuotaStorage(RedisStorage):
 
     async def aclose(self) -> None:
         """Close the connections."""
-        flushes = list(self._flushes)
-        for flush in flushes:
-            flush.cancel()
-        await asyncio.gather(*flushes, return_exceptions=True)
+        tasks = [task for task in (self._sender, self._connecting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._fail(ConnectionError("closed"))
+        if self._line is not None:
+            await self._line.aclose()
+            self._line = None
         await self._client.aclose()
 
     def _command(self, buckets: Sequence[Bucket], cost: int) -> Command:
         now = "" if self._clock is None else self._clock() // 1_000_000
-        return [_key(bucket) for bucket in buckets], [now, cost, *[_pack(bucket.windows) for bucket in buckets]]
+        keys: list[str] = []
+        arguments: list[object] = [now, cost, self._places.records]
+        for bucket in buckets:
+            place = self._places.find(bucket)
+            keys.append(place.key)
+            arguments += place.fields
+            arguments.append(_pack(bucket.windows))
+        return keys, arguments
 
     async def _run(self, command: Command) -> Reply:
-        waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, waiting))
-        if not self._starting and len(self._flushes) < self.CONNECTIONS:
+        try:
+            return await self._ask(_CONSUME.cached(command))
+        except NoScriptError:
+            # The server was restarted, or has flushed its scripts. A command with this reply has counted nothing.
+            return await self._ask(_CONSUME.whole(command))
+
+    async def _ask(self, command: tuple[object, ...]) -> Reply:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, reply))
+        if self._sender is None:
             # Sending is a task of its own, so that a cancelled request leaves the rest of its batch alone. The task starts at
             # the loop's next turn, so that all requests of this turn are in the batch.
-            self._starting = True
-            flush = asyncio.create_task(self._flush())
-            self._flushes.add(flush)
-            flush.add_done_callback(self._flushed)
-        return await waiting
+            self._sender = asyncio.create_task(self._send())
+        return await reply
 
-    def _flushed(self, flush: asyncio.Task[None]) -> None:
-        self._flushes.discard(flush)
-        if flush.cancelled():
-            # It may have been cancelled before its first step, which would have done this.
-            self._starting = False
+    async def _send(self) -> None:
+        """Send the waiting requests until none waits."""
+        try:
+            while self._waiting:
+                line = await self._ready_line()
+                batch = [self._waiting.popleft() for _ in range(min(self.BATCH, len(self._waiting)))]
+                await line.send([each for each in batch if not each[1].done()])
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._sender = None
 
-    async def _flush(self) -> None:
-        """Send the waiting requests, batch by batch, until none waits."""
-        self._starting = False
+    def _fail(self, error: Exception) -> None:
+        """Raise an error in all requests that are not sent yet."""
         while self._waiting:
-            batch, self._waiting = self._waiting[: self.BATCH], self._waiting[self.BATCH :]
-            batch = [(command, waiting) for command, waiting in batch if not waiting.done()]
-            replies: list[Reply | Exception] = [ConnectionError("closed")] * len(batch)
-            try:
-                async with asyncio.timeout(self._timeout):
-                    replies = await self._send([command for command, _ in batch])
-            except Exception as error:
-                replies = [error] * len(batch)
-            finally:
-                for (_, waiting), reply in zip(batch, replies, strict=True):
-                    if waiting.done():
-                        continue
-                    if isinstance(reply, Exception):
-                        waiting.set_exception(reply)
-                    else:
-                        waiting.set_result(reply)
+            _, reply = self._waiting.popleft()
+            if not reply.done():
+                reply.set_exception(error)
 
-    async def _send(self, commands: list[Command]) -> list[Reply | Exception]:
-        if not commands:
-            return []
-        replies = await self._pipeline([_CONSUME.cached(command) for command in commands])
-        lost = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if lost:
-            # The server is new, was restarted, or has flushed its scripts. A command with this reply has counted nothing.
-            again = await self._pipeline([_CONSUME.whole(commands[i]) for i in lost])
-            for i, reply in zip(lost, again, strict=True):
-                replies[i] = reply
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            # The connections lead to a former primary. Close them, so that the next request finds the new one.
-            await self._client.connection_pool.disconnect(inuse_connections=False)
-        return replies
+    async def _ready_line(self) -> Line:
+        """Return the line. Makes it if there is none, or if it is broken."""
+        if self._line is not None:
+            if self._line.usable:
+                return self._line
+            line, self._line = self._line, None
+            await line.aclose()
+        if self._connecting is None:
+            pool = self._client.connection_pool
+            self._connecting = asyncio.create_task(self._connect(pool.make_connection()))
+        try:
+            self._line = Line(await asyncio.shield(self._connecting))
+        finally:
+            if self._connecting.done():
+                self._connecting = None
+        return self._line
 
-    async def _pipeline(self, commands: list[tuple[object, ...]]) -> list[Reply | Exception]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return cast(list[Reply | Exception], await pipeline.execute(raise_on_error=False))
+    async def _connect(self, connection: Any) -> Any:
+        return await connect(connection, self._connect_timeout, self._timeout, _CONSUME.source)
 
 
 class RedisSentinelQuotaStorage(RedisQuotaStorage, RedisSentinelStorage):
@@ -228,6 +243,8 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
 
     STORAGE_SCHEME = ["aisbreaker+redis+cluster", "aisbreaker+valkey+cluster"]  # noqa: RUF012
 
+    SPREAD = 16
+
     REQUESTS = 64
     """Most requests on their way at once, and most connections per node."""
 
@@ -235,6 +252,8 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         super().__init__(uri, wrap_exceptions, **options)
         self._room = asyncio.Semaphore(self.REQUESTS)
         self._repairs: set[asyncio.Task[None]] = set()
+        self._learning: asyncio.Task[Any] | None = None
+        self._dialing: set[asyncio.Task[None]] = set()
 
     def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
         # redis-py learns a moved slot from the reply that says so. Learning all slots anew would close connections that other
@@ -247,7 +266,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
         for bucket in buckets:
             if bucket.windows:
                 slots.setdefault(bucket.slot, []).append(bucket)
-        counted: list[tuple[list[Bucket], int]] = []
+        counted: list[tuple[list[Bucket], Reply]] = []
         nearest: Decision | None = None
         async with self._room:
             try:
@@ -257,7 +276,7 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
                     if not decision.admitted:
                         await self._give_back(counted, cost)
                         return decision
-                    counted.append((group, int(reply.rpartition(b" ")[2])))
+                    counted.append((group, reply))
                     if nearest is None or (decision.remaining, -decision.window) < (nearest.remaining, -nearest.window):
                         nearest = decision
             except BaseException:
@@ -270,23 +289,26 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await asyncio.gather(*self._repairs, return_exceptions=True)
+        for task in (*self._dialing, *([self._learning] if self._learning else [])):
+            task.cancel()
+        await asyncio.gather(*self._repairs, *self._dialing, return_exceptions=True)
         # redis-py closes the nodes that it knows by name. Once it has learnt the slots anew, those of the slots are others.
         nodes = {id(node): node for nodes in self._client.nodes_manager.slots_cache.values() for node in nodes}
         await super().aclose()
         await asyncio.gather(*[node.disconnect() for node in nodes.values()], return_exceptions=True)
 
-    async def _give_back(self, counted: list[tuple[list[Bucket], int]], cost: int) -> None:
-        for group, at in counted:
+    async def _give_back(self, counted: list[tuple[list[Bucket], Reply]], cost: int) -> None:
+        for group, reply in counted:
+            keys, arguments = self._command(group, cost)
+            at, fields = reply.split()[4:]
+            chosen = [arguments[3 + 4 * i + int(field) - 1] for i, field in enumerate(fields.decode())]
             # A count that can't be given back stays: then too few requests pass, never too many.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(self._timeout):
-                    await self._evaluate(_GIVE_BACK, ([_key(bucket) for bucket in group], [at, cost]))
+                    await self._evaluate(_GIVE_BACK, (keys, [at, cost, *chosen]))
 
     async def _evaluate(self, script: _Script, command: Command) -> Reply:
-        # redis-py finds the slot of a key only when initialized. The first requests would go to any node.
-        await self._client.initialize()
-        await self._drop_closed(command)
+        await self._prepare(command)
         try:
             return cast(Reply, await self._client.execute_command(*script.cached(command)))
         except NoScriptError:
@@ -296,16 +318,43 @@ class RedisClusterQuotaStorage(RedisQuotaStorage, RedisClusterStorage):
             await self._client.aclose()
             raise
 
-    async def _drop_closed(self, command: Command) -> None:
-        """Close the connection that is next for a command if the server has closed it: redis-py sends on it otherwise."""
+    async def _prepare(self, command: Command) -> None:
+        """Wait until the slots are known, and a connection to the command's node is ready. Both go on without this request."""
+        # redis-py finds the slot of a key only when initialized. The first requests would go to any node.
+        if self._client._initialize:
+            if self._learning is None or self._learning.done():
+                self._learning = asyncio.create_task(self._learn())
+            await asyncio.shield(self._learning)
         keys, _ = command
-        idle = self._client.get_node_from_key(keys[0])._free
-        if idle and (reader := idle[0]._reader) is not None and reader.at_eof():
-            await idle[0].disconnect(nowait=True)
+        node = self._client.get_node_from_key(keys[0])
+        if not node._free or is_closed(node._free[0]):
+            dialing = asyncio.create_task(self._dial(node))
+            self._dialing.add(dialing)
+            dialing.add_done_callback(self._dialed)
+            await asyncio.shield(dialing)
+
+    def _dialed(self, dialing: asyncio.Task[None]) -> None:
+        self._dialing.discard(dialing)
+        if not dialing.cancelled():
+            dialing.exception()  # the request that waits for it raises it; if none waits, `connect` has logged it
+
+    async def _learn(self) -> None:
+        async with asyncio.timeout(self._connect_timeout):
+            await self._client.initialize()
+
+    async def _dial(self, node: Any) -> None:
+        """Make a connection to a node, which is the next one that redis-py takes."""
+        connection = node.acquire_connection()
+        try:
+            if is_closed(connection):
+                await connection.disconnect(nowait=True)
+                await self._connect(connection)
+        finally:
+            node._free.appendleft(connection)
 
 
 def _decision(buckets: Sequence[Bucket], reply: Reply) -> Decision:
-    admitted, number, remaining, milliseconds, _ = [int(each) for each in reply.split()]
+    admitted, number, remaining, milliseconds, *_ = [int(each) for each in reply.split()]
     for bucket in buckets:
         if number <= len(bucket.windows):
             amount, length = bucket.windows[number - 1]

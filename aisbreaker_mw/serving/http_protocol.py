@@ -25,11 +25,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
+from ..asgi import OWN_EXTENSIONS
 from ..deadline import NEVER, DeadlineTimer
-from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ShuttingDown
+from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ServerBusy, ShuttingDown
 from ..http1.heads import END_OF_HEAD, NO_HEAD, write_head
 from .base_protocol import BaseProtocol
 from .cycle import ResponseCycle
+from .open_files import OPEN_FILES
 from .refusal import write_refusal
 from .request_head import ChunkedDecoder, Limits, RequestHead
 
@@ -86,6 +88,13 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
         super().connection_made(transport)
         self._context = contextvars.copy_context()
         self.set_deadline(self.loop.time() + self.limits.head_timeout)
+        if OPEN_FILES.run_short(self.transport):
+            OPEN_FILES.tell()
+            if OPEN_FILES.run_out(self.transport):
+                self._stop()
+                self.transport.abort()
+            else:
+                self._send_refusal(ServerBusy())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
@@ -207,6 +216,7 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
             "client": self.client,
             "server": self.server,
             "state": self.app_state.copy(),
+            "extensions": OWN_EXTENSIONS,
         }
         return ResponseCycle(self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue)
 
@@ -220,6 +230,9 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
                 return b""
             rest = self._decoder.rest
             done = self._decoder.done
+            if self._decoder.more:
+                self.flow.pause_reading()
+                self.loop.call_soon(self._take_turn, context=self._context)
         else:
             body = data if len(data) <= self._remaining else data[: self._remaining]
             rest = data[len(body) :]
@@ -240,6 +253,19 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
                 self._pause_body()
         return rest
 
+    def _take_turn(self) -> None:
+        """Decode the chunks that wait, and read on after the last of them."""
+        if self._chunks_wait():
+            self.data_received(b"")
+            cycle = self.cycle
+            if self._in_body and cycle is not None and (cycle.response_complete or cycle.buffered <= HIGH_WATER_LIMIT):
+                self.resume_body()
+            elif not (self._in_body or self._pending or self._closing):
+                self.flow.resume_reading()
+
+    def _chunks_wait(self) -> bool:
+        return self._decoder is not None and self._decoder.more
+
     def _pause_body(self) -> None:
         """Stop reading a body that the app does not take, and stop its clock."""
         self.flow.pause_reading()
@@ -250,7 +276,7 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
 
     def resume_body(self) -> None:
         """Read on in the body, and let the client's time for it run."""
-        if self._in_body:
+        if self._in_body and not self._chunks_wait():
             self.flow.resume_reading()
             if self._reading_since is None:
                 self._reading_since = self.loop.time()

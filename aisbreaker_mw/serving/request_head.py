@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ..exceptions import HeadTooLarge, InvalidRequest
+from ..exceptions import HeadTooLarge, InvalidRequest, MethodUnknown, VersionUnsupported
 from ..http1.grammar import TOKEN
 from ..http1.heads import FRAMING, MalformedHead, by_name, read_fields, read_framing, read_options
 
@@ -35,7 +35,9 @@ class Limits:
 
 
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!\"$-~]*) HTTP/1\.([01])")
-_OTHER_TARGET = re.compile(rb"[A-Z][A-Z-]* [!-~]+ HTTP/1\.[01]")
+_ANY_LINE = re.compile(rb"(" + TOKEN.encode("ascii") + rb") [!-~]+ HTTP/([0-9]\.[0-9])")
+# RFC 9112, 3.2.2, the absolute-form, without user information and fragment.
+_ABSOLUTE_LINE = re.compile(rb"([A-Z][A-Z-]*) (?i:https?)://([A-Za-z0-9_.:\[\]-]+)([/?][!\"$-~]*)? HTTP/1\.([01])")
 # RFC 3986, 3.2.2, without percent-encoding and sub-delims, which no name in DNS has.
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ONCE = (b"host", *FRAMING)
@@ -60,7 +62,9 @@ class RequestHead:
         limits: the limits; only `headers` is checked here.
 
     Raises:
-        InvalidRequest: the head is malformed, its framing is ambiguous, or its target is not a path.
+        InvalidRequest: the head is malformed, its framing is ambiguous, or its target is no path and no URL of this Host.
+        MethodUnknown: the method is no registered one.
+        VersionUnsupported: the version is above 1.1.
         HeadTooLarge: the head has too many fields.
     """
 
@@ -81,9 +85,11 @@ class RequestHead:
             data = data[2:]
         first, *lines = data[:-4].split(b"\r\n")
         line = _REQUEST_LINE.fullmatch(first)
-        if line is None or line[1] not in _METHODS:
-            _refuse_line(first)
-        method, self.target, minor = line.groups()
+        authority = None
+        if line is not None and line[1] in _METHODS:
+            method, self.target, minor = line.groups()
+        else:
+            method, authority, self.target, minor = _read_absolute_line(first)
         """Path and query as sent; begins with a slash."""
         self.method = _METHODS[method]
         """Upper case."""
@@ -100,6 +106,8 @@ class RequestHead:
             self.headers = read_fields(lines)
             """Names in lower case, in the order sent."""
             self._read_special()
+            if authority is not None:
+                self._check_authority(authority)
         except MalformedHead:
             raise InvalidRequest("The request's head is malformed.") from None
 
@@ -137,21 +145,43 @@ class RequestHead:
             if b"upgrade" in options and b"upgrade" in fields:
                 self.upgrade = fields[b"upgrade"].lower()
 
+    def _check_authority(self, authority: bytes) -> None:
+        # RFC 9112, 3.2.2, lets the authority replace Host. Two that differ would be read in two ways.
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts or hosts[0].lower() != authority.lower():
+            raise InvalidRequest("The request target must be a path, or a URL with the Host header's authority.")
 
-def _refuse_line(line: bytes) -> NoReturn:
-    if _OTHER_TARGET.fullmatch(line):
-        raise InvalidRequest("The request target must be a path.")
-    raise InvalidRequest("The request line is malformed.")
+
+def _read_absolute_line(line: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return method, authority, path with query, and minor version of a request line in absolute-form (RFC 9112, 3.2.2)."""
+    read = _ANY_LINE.fullmatch(line)
+    if read is None or read[2] < b"1.0":
+        raise InvalidRequest("The request line is malformed.")
+    if read[2] > b"1.1":
+        raise VersionUnsupported
+    if read[1] not in _METHODS and read[1] != b"CONNECT":
+        raise MethodUnknown
+    absolute = _ABSOLUTE_LINE.fullmatch(line)
+    # RFC 9112, 3.2.4: OPTIONS with a URL without a path asks about the server as a whole.
+    if absolute is None or read[1] == b"CONNECT" or (read[1] == b"OPTIONS" and not absolute[3]):
+        raise InvalidRequest("The request target must be a path, or a URL with the Host header's authority.")
+    method, authority, target, minor = absolute.groups()
+    if not target or target[:1] == b"?":
+        target = b"/" + (target or b"")  # RFC 9112, 3.2.1: an empty path is sent as "/"
+    return method, authority, target, minor
 
 
-# The "bad whitespace" before an extension is refused: parsers differ on it, and nobody sends it.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# RFC 9112, 7.1.1, without the "bad whitespace" around names and values: parsers differ on it, and nobody sends it.
+_EXTENSION_VALUE = rb"(?:%b|\"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*\")" % TOKEN.encode("ascii")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=%b)?)*" % (TOKEN.encode("ascii"), _EXTENSION_VALUE))
 # RFC 9110, 6.5.1: fields that frame a message must not be trailers.
 _TRAILER_LINE = re.compile(
     rb"(?!(?i:content-length|transfer-encoding):)" + TOKEN.encode("ascii") + rb":[\t\x20-\x7e\x80-\xff]*"
 )
 _CHUNK_LINE_BYTES = 1024
 """Longest line, in bytes, of a chunk's size and extensions."""
+_LINES_PER_TURN = 1024
+"""Most lines read at once. A body in chunks of one byte would keep the event loop busy for half a second."""
 
 
 class ChunkedDecoder:
@@ -162,13 +192,15 @@ class ChunkedDecoder:
         limits: the limits; `headers` and `head_bytes` bound the trailer section.
     """
 
-    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer_bytes", "_trailers", "done", "rest")
+    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer_bytes", "_trailers", "done", "more", "rest")
 
     def __init__(self, limits: Limits) -> None:
         self.done = False
         """Whether the body has ended."""
         self.rest = b""
         """Bytes after the body's end."""
+        self.more = False
+        """Whether bytes wait for another turn, `feed(b"")`."""
         self._limits = limits
         self._line = b""  # an incomplete line
         self._left = 0  # bytes of the chunk's data still to come
@@ -179,17 +211,18 @@ class ChunkedDecoder:
 
     def feed(self, data: bytes) -> bytes:
         """
-        Take bytes that arrived and return the part of the body in them.
+        Take bytes that arrived and return the part of the body in them, up to 1024 lines of framing at a time.
 
         Raises:
             InvalidRequest: the framing is malformed, or a chunk's extensions are too long.
             HeadTooLarge: the trailer section is too large.
         """
         pieces: list[bytes] = []
-        position = 0
+        position = lines = 0
         if self._line:
             data = self._line + data
             self._line = b""
+        self.more = False
         while position < len(data) and not self.done:
             if self._left:
                 piece = data[position : position + self._left]
@@ -202,6 +235,11 @@ class ChunkedDecoder:
                 self._line = data[position:]
                 self._check_line(self._line)
                 break
+            if lines == _LINES_PER_TURN:
+                self._line = data[position:]
+                self.more = True
+                break
+            lines += 1
             self._state(self, data[position:end])
             position = end + 2
         if self.done:

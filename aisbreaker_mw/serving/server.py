@@ -6,11 +6,11 @@ finish. After `grace` seconds the rest is cut, and clients can see that. Then th
 once.
 """
 
+import asyncio
 import contextlib
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from typing import Any, cast
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from ..exceptions import ConfigurationError
+from ..telemetry.writer import QueuedHandler
 from .http_protocol import HTTPProtocol
+from .open_files import OPEN_FILES, raise_limit
+from .supervisor import Supervisor
 from .websocket_protocol import WebSocketProtocol
 
 __all__ = ["run"]
@@ -31,13 +33,12 @@ _logger = logging.getLogger("aisbreaker_mw.server")
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds; longer than AI SDKs keep an idle connection, so that the client closes it, not the server
-_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 _LOG_CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "handlers": {"stderr": {"()": QueuedHandler, "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"aisbreaker_mw": {"level": "INFO"}, "uvicorn.error": {"level": "WARNING"}},
 }
@@ -93,6 +94,7 @@ def run(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # asyncio.wait_for takes any number
     )
+    raise_limit()  # workers inherit it
     try:
         sockets = _listen(host, port)
     except OSError as error:
@@ -101,7 +103,7 @@ def run(
     url = f"http://{_authority(host, sockets[0].getsockname()[1])}"
     try:
         if workers > 1:
-            return _Supervisor(config, sockets, url).serve()
+            return Supervisor(config, sockets, grace, lambda: _say_listening(url)).run()
         server = _Server(config, url)
         server.run(sockets)
         return int(server.force_exit)
@@ -113,7 +115,7 @@ def run(
 
 
 class _Config(uvicorn.Config):
-    """Reports an unusable configuration in one line, and ends the process so that a supervisor does not restart it."""
+    """Reports an unusable configuration in one line, and ends the process with a status of its own."""
 
     def load(self) -> None:
         try:
@@ -131,6 +133,7 @@ class _Server(uvicorn.Server):
         self._url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(OPEN_FILES.handle)
         await super().startup(sockets=sockets)
         if self.started:
             _say_listening(self._url)
@@ -138,45 +141,6 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-class _Supervisor(Multiprocess):
-    """Several worker processes on the same sockets."""
-
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], url: str) -> None:
-        super().__init__(config, sockets)
-        self._url = url
-        self._forced = False
-
-    def serve(self) -> int:
-        """Run until a signal. Return the exit status."""
-        self.run()
-        failed = any(process.exitcode == STARTUP_FAILURE for process in self.processes)
-        return int(failed or self._forced)
-
-    def init_processes(self) -> None:
-        super().init_processes()
-        _say_listening(self._url)
-
-    def terminate_all(self) -> None:
-        for each in self.sockets:
-            each.close()
-        super().terminate_all()
-
-    def join_all(self) -> None:
-        for process in self.processes:
-            while process.exitcode is None:
-                process.process.join(0.1)
-                if _SIGNALS.intersection(self.signal_queue):
-                    self.signal_queue.clear()
-                    self._force()
-
-    def _force(self) -> None:
-        for process in self.processes:
-            if process.exitcode is None and process.pid is not None:
-                # uvicorn's workers cut on a second SIGINT, and on no other signal.
-                os.kill(process.pid, signal.SIGKILL if self._forced else signal.SIGINT)
-        self._forced = True
 
 
 def _say_listening(url: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from .writer import QueuedHandler
+
 ACCESS_LOGGER = "aisbreaker_mw.access"
 """Name of the logger of the line per request."""
 
@@ -106,7 +108,7 @@ def hush_libraries() -> None:
 
 def log_config(level: str, form: str) -> dict[str, Any]:
     """
-    Return the `logging.config.dictConfig` of the standalone server. Everything goes to stderr.
+    Return the `logging.config.dictConfig` of the standalone server. Everything goes to stderr, and waits for no reader.
 
     Args:
         level: name of a level of the logging module, such as `INFO`.
@@ -117,7 +119,7 @@ def log_config(level: str, form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+        "handlers": {"stderr": {"()": QueuedHandler, "formatter": "line"}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {"aisbreaker_mw": {"level": level}, "uvicorn.error": {"level": "WARNING"}},
     }

@@ -93,6 +93,7 @@ class TokenClaims:
         secrets: secrets in the order in which they are tried.
         kid: identifier of the master key that sealed it; empty before it is sealed.
         open: whether anybody could mint it, in minting mode `open`.
+        label: name of the key for the operator's log, at most 100 printable characters; empty for none.
     """
 
     jti: str
@@ -102,3 +103,4 @@ class TokenClaims:
     secrets: tuple[ServiceSecret, ...]
     kid: str = ""
     open: bool = False
+    label: str = ""

@@ -93,6 +93,15 @@ class Keyring:
     def __contains__(self, kid: str) -> bool:
         return kid in self._keys
 
+    @property
+    def places_key(self) -> bytes:
+        """
+        The key under which clients are assigned to places on a shared quota storage, 32 bytes, from the key that seals.
+
+        Replicas with the same master key share their counts.
+        """
+        return blake2b(key=self._keys[self.kid], person=b"aisbreaker-quota", digest_size=KEY_BYTES).digest()
+
     def box_key(self, kid: str, header: bytes, host: str) -> bytes:
         """
         Return the SecretBox key for one token header and host, 32 bytes.

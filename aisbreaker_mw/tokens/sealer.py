@@ -8,13 +8,16 @@ master key, the header and the host (`Keyring.box_key`). The claims are a JSON o
     {"jti": "...", "iat": 1700000000, "exp": 1700007200,
      "quotas": [[minute, hour, day], [minute, hour, day]],    per client, and global; null for no limit
      "secrets": [["serviceId", "authSecret"], ["serviceId", ["authSecret", "authSecret"]], ...],
-     "open": true}                                            only in a token that anybody could mint
+     "open": true,                                            only in a token that anybody could mint
+     "label": "..."}                                          only where the key has one
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_bytes
+from sys import getsizeof
 from typing import Any
 
 import orjson
@@ -23,7 +26,7 @@ from nacl.secret import SecretBox
 from pydantic import SecretStr
 
 from ..exceptions import InvalidToken
-from ..memo import Memo
+from ..memo import WeighedMemo
 from .base64url import b64url_decode, b64url_encode
 from .claims import RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from .keyring import Keyring
@@ -33,7 +36,18 @@ VERSION = "aisbreaker.org/box/v1"
 MAX_TOKEN_CHARACTERS = 8000
 """Longest token. Many servers and proxies refuse header lines over 8 KiB."""
 MAX_HEADER_CHARACTERS = 128
+MAX_OPENED_BYTES = 64 * 1024 * 1024
+"""Most bytes of opened tokens that a process remembers: some 20,000 usual tokens, or 500 with hundreds of secrets."""
 EXPIRED = "The API key has expired."
+
+UNKNOWN_KEY = "unknown_key"
+"""Reason of an InvalidToken: the token names a master key that this server does not have."""
+NOT_OPENED = "not_opened"
+"""Reason of an InvalidToken: the token is malformed, was changed, or is for another host."""
+EXPIRED_REASON = "expired"
+"""Reason of an InvalidToken: the token has expired."""
+
+_KID = re.compile("[A-Za-z0-9_-]{8}", re.ASCII)  # as `keyring.key_id` makes them: safe to log
 
 
 class TokenTooLong(ValueError):
@@ -51,14 +65,18 @@ class TokenSealer:
 
     Args:
         keyring: the server's master keys.
-        cache_size: most opened tokens remembered.
+        max_opened_bytes: most bytes that remembered tokens take, opened.
         clock: returns seconds since the epoch.
     """
 
-    def __init__(self, keyring: Keyring, *, cache_size: int = 10_000, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, keyring: Keyring, *, max_opened_bytes: int = MAX_OPENED_BYTES, clock: Callable[[], float] = time.time
+    ) -> None:
         self._keyring = keyring
         self._clock = clock
-        self._opened: Memo[tuple[str, str], TokenClaims] = Memo(cache_size)
+        self._opened: WeighedMemo[tuple[str, str], TokenClaims] = WeighedMemo(
+            max_opened_bytes, lambda key, claims: getsizeof(key[0]) + weigh(claims), lambda claims: claims.exp, clock
+        )
 
     def seal(self, claims: TokenClaims, host: str, *, nonce: bytes | None = None) -> str:
         """
@@ -92,7 +110,11 @@ class TokenSealer:
         if claims is None:
             claims = self.open(token, host)
             self._opened.remember(key, claims)
-        self.check_expiry(claims)
+        try:
+            self.check_expiry(claims)
+        except InvalidToken:
+            self._opened.forget(key)
+            raise
         return claims
 
     def check_expiry(self, claims: TokenClaims) -> None:
@@ -103,26 +125,30 @@ class TokenSealer:
             InvalidToken: they have expired.
         """
         if self._clock() >= claims.exp:
-            raise InvalidToken(EXPIRED)
+            raise InvalidToken(EXPIRED, reason=EXPIRED_REASON, kid=claims.kid)
 
     def open(self, token: str, host: str) -> TokenClaims:
         """
         Return the claims of a token that opens on `host`, expired or not.
 
         Raises:
-            InvalidToken: the token does not open. The message is the same for every reason.
+            InvalidToken: the token does not open. The message is the same for every reason. `reason` and `kid` tell the
+                operator.
         """
         if len(token) > MAX_TOKEN_CHARACTERS or not token.startswith(TOKEN_PREFIX):
-            raise InvalidToken
+            raise InvalidToken(reason=NOT_OPENED)
         header, dot, sealed = token[len(TOKEN_PREFIX) :].partition(".")
         if not dot or len(header) > MAX_HEADER_CHARACTERS:
-            raise InvalidToken
+            raise InvalidToken(reason=NOT_OPENED)
+        kid = None
         try:
             kid = self._read_kid(b64url_decode(header))
             box = SecretBox(self._keyring.box_key(kid, header.encode("ascii"), host))
             claims = box.decrypt(b64url_decode(sealed))
-        except (ValueError, KeyError, CryptoError):
-            raise InvalidToken from None
+        except KeyError:
+            raise InvalidToken(reason=UNKNOWN_KEY, kid=kid) from None
+        except (ValueError, CryptoError):
+            raise InvalidToken(reason=NOT_OPENED, kid=kid) from None
         return replace(_load(claims), kid=kid)
 
     @staticmethod
@@ -131,9 +157,19 @@ class TokenSealer:
         if not isinstance(fields, dict) or fields.keys() != {"ver", "kid"} or fields["ver"] != VERSION:
             raise ValueError("unknown token header")
         kid = fields["kid"]
-        if not isinstance(kid, str):
+        if not isinstance(kid, str) or not _KID.fullmatch(kid):
             raise ValueError("unknown token header")
         return kid
+
+
+def weigh(claims: TokenClaims) -> int:
+    """Return about how many bytes of memory claims take."""
+    size = 2000
+    for secret in claims.secrets:
+        size += 64 + getsizeof(secret.service_id)
+        for value in secret.values():
+            size += 100 + getsizeof(value)
+    return size
 
 
 def _dump(claims: TokenClaims) -> bytes:
@@ -150,6 +186,8 @@ def _dump(claims: TokenClaims) -> bytes:
     }
     if claims.open:
         fields["open"] = True
+    if claims.label:
+        fields["label"] = claims.label
     return orjson.dumps(fields)
 
 
@@ -166,6 +204,7 @@ def _load(data: bytes) -> TokenClaims:
         ),
         secrets=tuple(_load_secret(*secret) for secret in fields["secrets"]),
         open=fields.get("open", False),
+        label=fields.get("label", ""),
     )
 
 

@@ -1,8 +1,12 @@
 """Maps the errors of talking to a service to those that a client is told: one place for HTTP and WebSockets."""
 
+import errno
+
 import httpx
 
-from ..exceptions import RequestError, UpstreamBusy, UpstreamError, UpstreamTimeout
+from ..exceptions import RequestError, ServerBusy, UpstreamBusy, UpstreamError, UpstreamTimeout
+
+_NO_FILE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def upstream_failure(cause: Exception) -> RequestError:
@@ -16,4 +20,7 @@ def upstream_failure(cause: Exception) -> RequestError:
         return UpstreamBusy()
     if isinstance(cause, httpx.TimeoutException | TimeoutError):
         return UpstreamTimeout()
+    # A transport raises its own error from the system's.
+    if any(isinstance(error, OSError) and error.errno in _NO_FILE for error in (cause, cause.__cause__)):
+        return ServerBusy()
     return UpstreamError()

@@ -8,7 +8,8 @@ from typing import Protocol
 from ..http1.fields import HOP_BY_HOP, RATE_LIMIT_HEADERS, RawHeaders, forwardable, get
 
 # Another origin's CORS policy is not ours, and what it says of itself (its cookies, its TLS, its service workers) would be
-# taken as said of this one.
+# taken as said of this one. A web server in front would take X-Accel-Redirect and X-Sendfile as this server's order to send a
+# file or an internal page.
 _DROPPED = HOP_BY_HOP | {
     b"access-control-allow-credentials",
     b"access-control-allow-headers",
@@ -22,6 +23,8 @@ _DROPPED = HOP_BY_HOP | {
     b"service-worker-allowed",
     b"set-cookie",
     b"strict-transport-security",
+    b"x-accel-redirect",
+    b"x-sendfile",
 }
 _DROPPED_WHERE_COUNTED = _DROPPED | RATE_LIMIT_HEADERS
 

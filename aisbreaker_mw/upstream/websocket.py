@@ -23,9 +23,7 @@ from typing import Any, NamedTuple
 
 from starlette.types import Message, Receive
 from websockets.asyncio.client import ClientConnection
-from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
@@ -35,10 +33,12 @@ from ..exceptions import (
     ClientDisconnected,
     InvalidRequest,
     InvalidToken,
+    PayloadTooLarge,
     UpstreamCredentialRejected,
 )
 from .errors import upstream_failure
 from .request import Timeouts, UpstreamRequest
+from .service_connection import CLOSE_TIMEOUT, ServiceConnection, ServiceFrames
 from .transport.tls import default_context
 from .websocket_refusal import raw_headers, redact_refusal, relay_refusal, relayed_headers
 
@@ -51,7 +51,6 @@ _REALTIME = "realtime"
 _TARGET = re.compile(rb"/[!-~]*")
 
 _PING_INTERVAL = 20.0  # seconds
-_CLOSE_TIMEOUT = 1.0  # seconds for the other side's part of the closing handshake; then the connection is cut
 _MAX_QUEUE = 4  # messages of the service held for a slow client; more wait in the service's own buffers
 _SILENT = logging.Logger("websockets")  # the library's own logger logs headers and messages
 _SILENT.disabled = True
@@ -60,6 +59,8 @@ _SILENT.disabled = True
 _NORMAL, _GOING_AWAY, _POLICY, _TOO_BIG, _BAD_GATEWAY = 1000, 1001, 1008, 1009, 1014
 _NO_STATUS, _ABNORMAL = 1005, 1006
 _UNSENDABLE = frozenset({_NO_STATUS, _ABNORMAL, 1015})
+_FAILURES = {1002: InvalidRequest.code, 1007: InvalidRequest.code, _TOO_BIG: PayloadTooLarge.code}
+"""Error codes for the log, by close code: the server failed the client's connection, or the client failed its own."""
 
 
 class _End(NamedTuple):
@@ -82,24 +83,8 @@ class _End(NamedTuple):
 
 
 _GONE = _End(_ABNORMAL, error="client_gone", by_client=True)
-_OVERSIZED = _End(_TOO_BIG, error="payload_too_large")
+_OVERSIZED = _End(_TOO_BIG, error=PayloadTooLarge.code)
 _EXPIRED = _End(_POLICY, "The API key has expired.", error=InvalidToken.code)
-
-
-class _ServiceConnection(ClientConnection):
-    """Aborts the connection soon after closing begins. The library would leave it to the service to close it."""
-
-    _cut: asyncio.TimerHandle | None = None
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._cut is None and self.protocol.state is State.CLOSING:
-            self._cut = self.loop.call_later(_CLOSE_TIMEOUT, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-        super().connection_lost(exc)
 
 
 class WebSocketProxy:
@@ -209,19 +194,19 @@ class WebSocketProxy:
         scheme, host, port = request.origin
         secure = scheme == "https"
 
-        def make() -> _ServiceConnection:
-            protocol = ClientProtocol(
+        def make() -> ServiceConnection:
+            protocol = ServiceFrames(
                 # Not parsed from a URL, which would change some paths. The target is sent unchanged, with its query.
                 WebSocketURI(secure, host, port, request.target.decode("ascii"), ""),
                 subprotocols=[Subprotocol(each) for each in subprotocols] or None,
                 max_size=self._max_message_bytes,
                 logger=_SILENT,
             )
-            return _ServiceConnection(
+            return ServiceConnection(
                 protocol,
                 ping_interval=_PING_INTERVAL,
                 ping_timeout=self._timeouts.idle,
-                close_timeout=_CLOSE_TIMEOUT,
+                close_timeout=CLOSE_TIMEOUT,
                 max_queue=_MAX_QUEUE,
             )
 
@@ -272,7 +257,7 @@ class WebSocketProxy:
             closing = [asyncio.create_task(_close_upstream(connection, end))]
             if not end.by_client:
                 closing.append(asyncio.create_task(_close_client(exchange, end)))
-            await asyncio.wait(closing, timeout=2 * _CLOSE_TIMEOUT)
+            await asyncio.wait(closing, timeout=2 * CLOSE_TIMEOUT)
             await _cancel(*closing)
             exchange.complete = end.error is None
         finally:
@@ -295,7 +280,7 @@ class WebSocketProxy:
         if code == _ABNORMAL or (code == _NO_STATUS and "reason" not in message):
             # Without a reason, uvicorn means that the connection was lost. For a close frame it always gives one.
             return _GONE
-        return _End(code, message.get("reason") or "", by_client=True)
+        return _End(code, message.get("reason") or "", error=_FAILURES.get(code), by_client=True)
 
     async def _carry_down(self, connection: ClientConnection, exchange: Exchange) -> _End | None:
         """Pass the service's messages on. Return how it ended, or None when the client takes no more."""
@@ -320,7 +305,7 @@ async def _wait_for_end(up: "asyncio.Task[_End | None]", down: "asyncio.Task[_En
     if up.done():
         await asyncio.wait((down,))  # it first delivers the service's last messages
         return down.result() or _GONE
-    await asyncio.wait((up,), timeout=_CLOSE_TIMEOUT)
+    await asyncio.wait((up,), timeout=CLOSE_TIMEOUT)
     return (up.result() if up.done() else None) or _GONE
 
 

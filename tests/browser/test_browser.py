@@ -1,13 +1,9 @@
 """A page of another origin in a real browser: fetch, its preflight, a stream, errors that the page can read, and WebSockets."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,23 +16,10 @@ from aisbreaker_mw import create_app
 
 from ..sdks.vendors import PIECES, SECRETS, TEXT, Vendor, make_vendors
 from ..support import bearer, mint, proxy, serve, settings, wait_until
+from .chromium import BROWSER, browse
 from .realtime import Realtime, realtime
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = Path(__file__).with_name("page.html")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-]
 MINT = {"requestAuthAndQuotas": {"serviceSecrets": [{"serviceId": "", "authSecret": "x"}]}}
 REALTIME_SECRET = "sk-SENTINEL-realtime"
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -132,21 +115,8 @@ def seen(
             "mint": json.dumps(MINT),
         }
         url, arrived, findings = stack.enter_context(page_server(site))
-        home = tmp_path_factory.mktemp("browser")
-        assert BROWSER is not None
-        browser = subprocess.Popen(
-            [BROWSER, *FLAGS, f"--user-data-dir={home}", url],
-            env={"PATH": os.environ["PATH"], "HOME": str(home)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
+        with browse(url, tmp_path_factory.mktemp("browser")):
             assert arrived.wait(60), "the page has told nothing"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(browser.pid, signal.SIGKILL)
-            browser.wait()
         yield {**findings, "preflights": app.seen}
 
 

@@ -113,7 +113,8 @@ async def test_a_line_tells_what_became_of_it(lines: Any) -> None:
         "method": "POST",
         "client": "192.0.2.1",
         "kid": "kid45678",
-        "jti": "01234567",
+        "key_id": CLAIMS.jti,
+        "label": None,
         "service_id": "chat:openai.com/gpt-4o",
         "status": 200,
         "bytes": 5,
@@ -122,7 +123,6 @@ async def test_a_line_tells_what_became_of_it(lines: Any) -> None:
         "cause": None,
     }
     assert "SENTINEL" not in str(fields)
-    assert "89abcdef" not in str(fields)
 
 
 async def test_a_refusal_is_told_with_its_code(lines: Any) -> None:
@@ -132,7 +132,7 @@ async def test_a_refusal_is_told_with_its_code(lines: Any) -> None:
     one.log()
     (fields,) = lines()
     assert (fields["status"], fields["error"], fields["cause"]) == (502, "upstream_error", "ConnectError")
-    assert (fields["kid"], fields["jti"], fields["client"]) == (None, None, None)
+    assert (fields["kid"], fields["key_id"], fields["client"]) == (None, None, None)
     assert " kid=" not in str(fields)
 
 

@@ -20,6 +20,7 @@ from aisbreaker_mw.exceptions import (
     InvalidToken,
     LoopDetected,
     MethodNotAllowed,
+    MethodUnknown,
     MintingRefused,
     MisdirectedRequest,
     MissingCredential,
@@ -30,6 +31,7 @@ from aisbreaker_mw.exceptions import (
     RequestError,
     RequestTimeout,
     ResponseInterrupted,
+    ServerBusy,
     ServiceNotAllowed,
     ShuttingDown,
     UnsupportedMediaType,
@@ -37,6 +39,7 @@ from aisbreaker_mw.exceptions import (
     UpstreamCredentialRejected,
     UpstreamError,
     UpstreamTimeout,
+    VersionUnsupported,
 )
 from aisbreaker_mw.quotas import Decision
 from aisbreaker_mw.quotas.gate import rate_limit_headers
@@ -88,13 +91,16 @@ ERRORS: list[tuple[RequestError, int, str, str, str, str, dict[str, str]]] = [
     (RateLimitExceeded(), 429, "rate_limit_exceeded", "rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED", SOON),
     (HeadTooLarge(), 431, "request_header_fields_too_large", INVALID, "request_too_large", "INVALID_ARGUMENT", {}),
     (CredentialUnsupported(), 500, "credential_unsupported", "server_error", "api_error", "INTERNAL", NO_RETRY),
+    (MethodUnknown(), 501, "method_unknown", "server_error", "api_error", "UNIMPLEMENTED", NO_RETRY),
     (UpstreamError(), 502, "upstream_error", "server_error", "api_error", "UNAVAILABLE", {}),
     (UpstreamCredentialRejected(), 502, "upstream_credential_rejected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (QuotaStorageUnavailable(), 503, "quota_storage_unavailable", "server_error", "api_error", "UNAVAILABLE", SOON),
     (UpstreamBusy(), 503, "upstream_busy", "server_error", "api_error", "UNAVAILABLE", SOON),
+    (ServerBusy(), 503, "server_busy", "server_error", "api_error", "UNAVAILABLE", SOON),
     (ShuttingDown(), 503, "server_shutting_down", "server_error", "api_error", "UNAVAILABLE", SOON),
     (LoopDetected(), 508, "loop_detected", "server_error", "api_error", "UNAVAILABLE", NO_RETRY),
     (UpstreamTimeout(), 504, "upstream_timeout", "server_error", "timeout_error", "DEADLINE_EXCEEDED", {}),
+    (VersionUnsupported(), 505, "http_version_unsupported", "server_error", "api_error", "UNIMPLEMENTED", NO_RETRY),
 ]
 each_error = pytest.mark.parametrize(
     ("error", "status", "code", "openai", "anthropic", "google", "headers"),

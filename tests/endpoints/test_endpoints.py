@@ -70,7 +70,7 @@ async def test_a_token_is_made_for_the_host() -> None:
     assert status == 200
     assert headers[b"content-type"] == b"application/json"
     assert headers[b"cache-control"] == b"no-store"
-    assert content.keys() == {"access_token", "token_type", "expires_in"}
+    assert content.keys() == {"access_token", "token_type", "expires_in", "key_id"}
     assert (content["token_type"], content["expires_in"]) == ("Bearer", 3600)
     claims = SEALER.unseal(content["access_token"], HOST)
     assert (claims.iat, claims.exp) == (int(NOW), int(NOW) + 3600)

@@ -148,7 +148,7 @@ def test_long_heads_and_refusals_are_not_remembered(running: Running) -> None:
 
 
 def test_what_is_remembered_is_bounded(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running._app._parts.relay.admissions._decisions, "_half", 2)
+    monkeypatch.setattr(running._app._parts.relay.admissions._decisions, "_half", 2 * 16 * 1024)
     token = mint(running.base, ("chat:openai.com", "sk-1"))
     for number in range(20):
         assert running.ask(f"{CHAT}?n={number}", bearer(token)).status_code == 200

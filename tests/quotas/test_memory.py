@@ -267,6 +267,33 @@ class TestFlood:
         later = [bucket(f"token:later{i}", minute=3) for i in range(90)]
         assert sum(admitted(storage, client, times=9) for client in later) == 270
 
+    def test_what_ran_out_is_found_behind_records_that_have_not(self, clock: Clock) -> None:
+        """The flood has gone, but the inspection has thousands of living records before it."""
+        storage = MemoryQuotaStorage(max_clients=10_000, clock=clock)
+        for i in range(10_000):
+            storage.consume_now((Bucket(f"srv:c:{i}", "srv", "server-client", limits(day=100)),))
+        for i in range(30_000):
+            storage.consume_now((bucket(f"token:flood{i}", minute=3),))
+        clock.pass_seconds(3 * 3_600)
+        refused = 0
+        for i in range(1_000):
+            refused += not admitted(storage, bucket(f"token:later{i}", minute=3))
+            clock.pass_seconds(0.01)
+        assert refused < 50  # a search in steps of 256
+
+    def test_a_search_without_success_rests_for_a_second(self, clock: Clock) -> None:
+        storage = MemoryQuotaStorage(max_clients=1_000, clock=clock)
+        for i in range(1_000):
+            storage.consume_now((bucket(f"token:{i}", minute=3),))
+        table = storage._table
+        for i in range(20):
+            storage.consume_now((bucket(f"token:new{i}", minute=300),))
+        assert table._next_search == clock.milliseconds + 1_000
+        searched = table._searched
+        for i in range(20):
+            storage.consume_now((bucket(f"token:newer{i}", minute=300),))
+        assert table._searched == searched
+
 
 def test_a_client_costs_less_than_a_kilobyte(storage: MemoryQuotaStorage) -> None:
     """Its key included, as long as keys get."""

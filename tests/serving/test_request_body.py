@@ -10,7 +10,7 @@ from aisbreaker_mw.exceptions import RequestError
 from aisbreaker_mw.serving.request_head import ChunkedDecoder, Limits
 
 from ..support import wait_until
-from .support import CHUNKED, GET, GET_CLOSE, WITH_TRAILERS, App, Server, Wire, assert_refused, parse, post
+from .support import CHUNKED, GET, GET_CLOSE, WITH_TRAILERS, App, Server, Wire, assert_refused, parse, post, request
 
 BAD_CHUNKS = {
     "no size": b"\r\nhello\r\n",
@@ -23,6 +23,12 @@ BAD_CHUNKS = {
     "space before the size": b" 5\r\nhello\r\n",
     "space after the size": b"5 \r\nhello\r\n",
     "space before an extension": b"5 ;a\r\nhello\r\n",
+    "space after the semicolon": b"5; a\r\nhello\r\n",
+    "extension without a name": b"5;\r\nhello\r\n",
+    "extension without a value": b"5;a=\r\nhello\r\n",
+    "extension with a space in it": b"5;a b\r\nhello\r\n",
+    "extension with an open quote": b'5;a="b\r\nhello\r\n',
+    "extension after a quote": b'5;a="b"c\r\nhello\r\n',
     "bare LF after the size": b"5\nhello\r\n0\r\n\r\n",
     "bare CR after the size": b"5\rhello\r\n0\r\n\r\n",
     "bare LF in an extension": b"5;a\nb\r\nhello\r\n",
@@ -93,7 +99,8 @@ def test_decoder_refuses_at_every_split(body: bytes, status: int) -> None:
         pytest.param(b"0;x\r\n\r\n", id="extension on the last"),
         pytest.param(b"5\r\nhello\r\n0\r\n\r\n", id="one"),
         pytest.param(b"0005\r\nhello\r\n000\r\n\r\n", id="leading zeros"),
-        pytest.param(b'a;x=1;y="\xff"\r\n0123456789\r\nA;\r\n0123456789\r\n0\r\n\r\n', id="extensions"),
+        pytest.param(b'a;x=1;y="\xff"\r\n0123456789\r\nA;z\r\n0123456789\r\n0\r\n\r\n', id="extensions"),
+        pytest.param(b'1;a="\\"; \t";b\r\nx\r\n0\r\n\r\n', id="a quoted pair"),
         pytest.param(b"2\r\n\r\n\r\n0\r\n\r\n", id="line ends as data"),
         pytest.param(b"1\r\nx\r\n0\r\nA: b\r\nC:\r\n\r\n", id="trailers"),
     ],
@@ -108,6 +115,26 @@ def test_decoder_at_every_split(body: bytes) -> None:
             assert decoder.rest == b"next"
             expected = b"".join(pieces) if expected is None else expected
             assert b"".join(pieces) == expected
+
+
+def test_decoder_reads_a_bounded_number_of_lines_at_a_time() -> None:
+    decoder = ChunkedDecoder(Limits())
+    pieces = [decoder.feed(b"1\r\nx\r\n" * 3000 + b"0\r\n\r\nnext")]
+    while decoder.more:
+        pieces.append(decoder.feed(b""))
+    assert [len(piece) for piece in pieces] == [512, 512, 512, 512, 512, 440]
+    assert (decoder.done, decoder.rest) == (True, b"next")
+
+
+@pytest.mark.parametrize("path", [b"echo", b"early", b"begun"])
+def test_a_body_in_chunks_of_a_byte(server: Server, path: bytes) -> None:
+    """They take many turns of the event loop. The request after them is read like any other."""
+    body = b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"
+    data = post(*CHUNKED, body=body, path=b"/" + path)
+    answered = server.talk(data + request(b"GET / HTTP/1.1", b"Connection: close"))
+    assert answered.count(b"HTTP/1.1 200") + answered.count(b"HTTP/1.1 401") == 2
+    assert answered.endswith(b"0 bytes")
+    assert path == b"early" or len(server.app.seen[0].body) == 100_000
 
 
 def test_trailers_never_become_headers_in_one_segment(server: Server) -> None:

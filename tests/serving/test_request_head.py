@@ -46,18 +46,20 @@ REFUSED_HEADS = {
     "two empty lines before": b"\r\n\r\n" + request(),
     "bare LF before": b"\n" + request(),
     "bare CR before": b"\r" + request(),
-    "method in lower case": request(b"get /s3cr3t HTTP/1.1"),
-    "unknown method": request(b"STEAL /s3cr3t HTTP/1.1"),
     "HTTP/0.9": b"GET /s3cr3t\r\n\r\n",
     "HTTP/0.9 with a version": request(b"GET / HTTP/0.9"),
-    "HTTP/1.2": request(b"GET / HTTP/1.2"),
-    "HTTP/2.0": request(b"GET / HTTP/2.0"),
-    "HTTP/2 with prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/1.10": request(b"GET / HTTP/1.10"),
     "version in lower case": request(b"GET / http/1.1"),
     "RTSP": request(b"GET / RTSP/1.0"),
     "ICE": request(b"SOURCE / ICE/1.0"),
-    "absolute-form": request(b"GET http://a/s3cr3t HTTP/1.1"),
+    "absolute-form of another host": request(b"GET http://b/s3cr3t HTTP/1.1"),
+    "absolute-form of another port": request(b"GET http://a:80/s3cr3t HTTP/1.1"),
+    "absolute-form with user info": request(b"GET http://s3cr3t@a/ HTTP/1.1"),
+    "absolute-form with a fragment": request(b"GET http://a/#s3cr3t HTTP/1.1"),
+    "absolute-form without authority": request(b"GET http:///s3cr3t HTTP/1.1"),
+    "absolute-form without Host": request(b"GET http://a/s3cr3t HTTP/1.0", host=b""),
+    "absolute-form for the whole server": request(b"OPTIONS http://a HTTP/1.1"),
+    "absolute-form with CONNECT": request(b"CONNECT http://a/ HTTP/1.1"),
     "absolute-form of another scheme": request(b"GET ftp://a/s3cr3t HTTP/1.1"),
     "authority-form": request(b"CONNECT a:443 HTTP/1.1"),
     "authority-form without CONNECT": request(b"GET a:443 HTTP/1.1"),
@@ -134,6 +136,21 @@ REFUSED_HEADS = {
 }
 
 
+UNKNOWN_METHODS = {
+    "method in lower case": request(b"get /s3cr3t HTTP/1.1"),
+    "unknown method": request(b"STEAL /s3cr3t HTTP/1.1"),
+    "unknown method of any characters": request(b"a!#$%&'*+-.^_`|~1 /s3cr3t HTTP/1.1"),
+}
+
+
+LATER_VERSIONS = {
+    "HTTP/1.2": request(b"GET / HTTP/1.2"),
+    "HTTP/2.0": request(b"GET / HTTP/2.0"),
+    "HTTP/2 with prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/3.0 with an unknown method": request(b"STEAL / HTTP/3.0"),
+}
+
+
 TOO_LARGE_HEADS = {
     "101 headers": request(b"GET / HTTP/1.1", *[b"X-%d: s3cr3t" % n for n in range(99)]),
     "5,000 headers": request(b"GET / HTTP/1.1", *[b"X: s3"] * 5000),
@@ -147,6 +164,8 @@ TOO_LARGE_HEADS = {
 
 REFUSALS = [
     *(pytest.param(data, 400, id=name) for name, data in REFUSED_HEADS.items()),
+    *(pytest.param(data, 501, id=name) for name, data in UNKNOWN_METHODS.items()),
+    *(pytest.param(data, 505, id=name) for name, data in LATER_VERSIONS.items()),
     *(pytest.param(data, 431, id=name) for name, data in TOO_LARGE_HEADS.items()),
 ]
 
@@ -208,6 +227,21 @@ def test_good_head(data: bytes, version: str, keep_alive: bool, length: int | No
     head = RequestHead(data, Limits())
     assert (head.http_version, head.keep_alive, head.body_length) == (version, keep_alive, length)
     assert (b"x-s", CANARY) in head.headers
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "query"),
+    [
+        pytest.param(b"http://a/echo?x=1", b"/echo", b"x=1", id="path and query"),
+        pytest.param(b"HTTPS://A/%2e%2e//x", b"/%2e%2e//x", b"", id="in capitals, not normalized"),
+        pytest.param(b"http://a", b"/", b"", id="no path"),
+        pytest.param(b"http://a?x", b"/", b"x", id="no path, a query"),
+    ],
+)
+def test_absolute_form(server: Server, url: bytes, path: bytes, query: bytes) -> None:
+    """RFC 9112, 3.2.2: \"a server MUST accept the absolute-form in requests\"."""
+    assert server.talk(request(b"GET " + url + b" HTTP/1.1", b"Connection: close")).startswith(b"HTTP/1.1 200")
+    assert (server.app.seen[0].scope["raw_path"], server.app.seen[0].scope["query_string"]) == (path, query)
 
 
 def test_head_is_told_as_sent() -> None:

@@ -86,7 +86,8 @@ async def test_a_client_that_reads_nothing_is_cut_in_the_end(monkeypatch: pytest
             await socket.send(b"x" * 100_000)
 
     monkeypatch.setattr("aisbreaker_mw.serving.websocket_protocol._CUT_AFTER", 0.1)
-    monkeypatch.setattr("aisbreaker_mw.upstream.websocket._CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("aisbreaker_mw.upstream.websocket.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("aisbreaker_mw.upstream.service_connection.CLOSE_TIMEOUT", 0.1)
     serving = {"ws": Protocol, "ws_ping_interval": 0.2 if end == "no ping is answered" else None, "ws_ping_timeout": 0.2}
     async with service(talk, ping_interval=None) as upstream:
         with gateway(serving=serving, clock=lambda: now[0]) as front, connect_raw(front) as client:

@@ -39,6 +39,7 @@ def test_defaults(configure: Configure) -> None:
             "storage": Settings().quotas.storage,
             "on_storage_error": "deny",
             "storage_timeout": 0.25,
+            "storage_connect_timeout": 5.0,
             "max_clients": 1_000_000,
             "server": RequestQuotas().model_dump(),
         },

@@ -81,6 +81,7 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("quotas.on_storage_error", "takes 'deny', 'local' or 'allow'", ["'SENTINEL'"]),
     ("quotas.storage", "takes a string", ["1", "['redis://:SENTINEL@host']"]),
     ("quotas.storage_timeout", TIMEOUT, ["'0ms'", "'SENTINELms'"]),
+    ("quotas.storage_connect_timeout", TIMEOUT, ["'0ms'", "'SENTINELms'"]),
     ("quotas.max_clients", "takes a number", ["true"]),
     ("quotas.max_clients", OVER_ZERO, ["0"]),
     ("quotas.server", "takes a table", ["'SENTINEL'", "1"]),

@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import pickle
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aisbreaker_mw.telemetry.logs import JSONFormatter, LogFields, TextFormatter, describe_crash, hush_libraries, log_config
+from aisbreaker_mw.telemetry.writer import QueuedHandler
 
 # Characters that end a line for somebody (str.splitlines), that move a terminal's cursor, or that are no UTF-8.
 ODD = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\0\x1b[2J\x07\x08\t\x7f\x9b\udcff"
@@ -245,5 +247,6 @@ def test_the_servers_configuration(form: str, formatter: type[logging.Formatter]
     assert config["loggers"]["aisbreaker_mw"] == {"level": "DEBUG"}
     assert config["root"]["level"] == "WARNING"
     assert config["disable_existing_loggers"] is False
-    assert config["handlers"]["stderr"]["stream"] == "ext://sys.stderr"  # picklable, for workers
+    assert config["handlers"]["stderr"]["()"] is QueuedHandler
+    assert pickle.loads(pickle.dumps(config)) == config
     logging.config.DictConfigurator(config)  # type: ignore[attr-defined]

@@ -5,8 +5,11 @@ Sealing and opening tokens.
 the package, and against a derivation from libsodium and hashlib alone.
 """
 
+import gc
 import json
 import re
+import sys
+import tracemalloc
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +26,7 @@ from pydantic import SecretStr
 from aisbreaker_mw.exceptions import InvalidToken
 from aisbreaker_mw.tokens.claims import MAX_LIMIT, RequestLimits, RequestQuotas, ServiceSecret, TokenClaims
 from aisbreaker_mw.tokens.keyring import Keyring, key_id, parse_key, stretch_keyphrase
-from aisbreaker_mw.tokens.sealer import EXPIRED, MAX_TOKEN_CHARACTERS, TokenSealer, TokenTooLong, new_jti
+from aisbreaker_mw.tokens.sealer import EXPIRED, MAX_TOKEN_CHARACTERS, TokenSealer, TokenTooLong, new_jti, weigh
 
 from . import make_vectors
 
@@ -330,7 +333,7 @@ def test_expiry_is_checked_on_every_use() -> None:
     assert refusal(box, token) == EXPIRED
     clock.now = NOW + 59
     box.unseal(token, HOST)
-    assert box.opened == [token], "it came from the cache every time"
+    assert box.opened == [token, token], "an expired token leaves the cache"
 
 
 def test_the_cache_knows_hosts_apart() -> None:
@@ -342,7 +345,8 @@ def test_the_cache_knows_hosts_apart() -> None:
 
 
 def test_the_cache_is_bounded_and_drops_the_least_recently_used() -> None:
-    box = Counting(cache_size=4)
+    one = weigh(claims(jti="a")) + sys.getsizeof(sealer().seal(claims(jti="a"), HOST))
+    box = Counting(max_opened_bytes=4 * one)
     a, b, c, d = (box.seal(claims(jti=jti), HOST) for jti in "abcd")
     for token in (a, b, c, a, d):  # d drops b
         box.unseal(token, HOST)
@@ -354,8 +358,45 @@ def test_the_cache_is_bounded_and_drops_the_least_recently_used() -> None:
     assert box.opened == [a, b, c, d, b]
 
 
+FAT = {
+    "many services": [(str(number), "") for number in range(440)],
+    "long credentials": [("chat:openai.com", "x" * 1000)] * 4,
+    "thin": [("chat:openai.com", "sk-" + "x" * 40)],
+}
+
+
+@pytest.mark.parametrize("secrets", FAT.values(), ids=FAT.keys())
+def test_opened_tokens_stay_within_their_memory(secrets: list[tuple[str, str]]) -> None:
+    """Measured, for tokens of any shape, and with more of them than fit."""
+    budget = 2_000_000
+    box = sealer(max_opened_bytes=budget)
+    tokens = [box.seal(claims(*secrets, jti=str(number)), HOST) for number in range(1200 if len(secrets) == 1 else 400)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for token in tokens:
+            box.unseal("".join(list(token)), HOST)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert budget / 4 < taken < budget * 1.1
+
+
+def test_tokens_that_nobody_presents_again_leave_when_they_expire() -> None:
+    clock = Clock()
+    box = sealer(clock=clock)
+    for number in range(10):
+        box.unseal(box.seal(claims(exp=NOW + 60, jti=str(number)), HOST), HOST)
+    clock.now = NOW + 61
+    lasting = box.seal(claims(exp=NOW + 1000), HOST)
+    box.unseal(lasting, HOST)
+    assert [token for token, _ in box._opened] == [lasting]
+    assert not box._opened._older
+
+
 def test_what_does_not_open_takes_no_room_in_the_cache() -> None:
-    box = Counting(cache_size=2)
+    box = Counting(max_opened_bytes=10_000)
     token = box.seal(claims(), HOST)
     box.unseal(token, HOST)
     for number in range(100):

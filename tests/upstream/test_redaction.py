@@ -196,6 +196,8 @@ ACTING = {
     "Strict-Transport-Security": "max-age=1",
     "Refresh": "0;url=https://evil.example",
     "Alt-Svc": 'h3=":443"',
+    "X-Accel-Redirect": "/internal/",
+    "X-Sendfile": "/etc/passwd",
 }
 
 

@@ -81,3 +81,25 @@ async def test_a_socket_of_the_wrapped_app_is_told_as_well(caplog: pytest.LogCap
             assert client.response.headers["ratelimit"] == '"token-minute";r=0;t=60'
         assert (await refused(front, "/ws", token)).status_code == 429
     assert [(line["status"], line["bytes"]) for line in lines(caplog)][1:] == [(101, 22), (429, lines(caplog)[2]["bytes"])]
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        pytest.param(b"\x81\x82\x00\x00\x00\x00\xc3\x28", "invalid_request", id="bad text"),
+        pytest.param(b"\x88\x84\x00\x00\x00\x00\x03\xe8\xc3\x28", "invalid_request", id="bad reason"),
+        pytest.param(b"\x83\x80\x00\x00\x00\x00", "invalid_request", id="bad opcode"),
+        pytest.param(b"\x82\xff" + (1 << 30).to_bytes(8, "big") + bytes(4), "payload_too_large", id="too large"),
+    ],
+)
+async def test_a_client_that_breaks_the_protocol(front: str, caplog: pytest.LogCaptureFixture, sent: bytes, error: str) -> None:
+    caplog.set_level(logging.INFO, "aisbreaker_mw.access")
+    token = mint(front, ("", SECRET))
+    async with service(hold) as upstream, opening(front, token=token) as client:
+        client.transport.write(sent)
+        await closing(upstream.last)
+        await until(lambda: len(lines(caplog)) == 2)
+    line = lines(caplog)[-1]
+    assert (line["complete"], line["error"]) == (False, error)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+    assert "0xc3" not in caplog.text

@@ -35,7 +35,7 @@ from aisbreaker_mw.exceptions import InvalidRequest
 from aisbreaker_mw.services.engines import read_models
 from aisbreaker_mw.services.second_models import NamedModels
 
-from .support import service as the_service
+from ..services.support import service as the_service
 
 Path = tuple[str, ...]
 """Keys down to a member; "[]" is the only element of a list."""
@@ -89,6 +89,7 @@ OTHER = "another-model"
 HISTORY: set[Path] = {  # Anthropic: an earlier response's, "not validated against the request's `fallbacks` or `model`"
     ("messages", "[]", "content", "[]", "from", "model"),
     ("messages", "[]", "content", "[]", "to", "model"),
+    ("input", "[]", "svg_usage", "model"),  # OpenAI: what an earlier image cost
 }
 NOT_THE_CALLERS = {"configs", "customConfigs", "headers", "logit_bias"}
 """Maps of tools' names, settings, header names and tokens: a string under `model` is refused there."""
