@@ -17,6 +17,13 @@ from .tls import ResumingContext
 TLS_SHUTDOWN = 1.0
 """Seconds that a closed connection waits for the other side's closing alert."""
 
+EARLY_CLOSE = 0.1
+"""Seconds after a response in which an upstream closes a connection early. A request could cross the end on its way."""
+EARLY_CLOSES = 3
+"""Connections that an upstream closes early, one after the other, before none is kept."""
+NONE_KEPT = 10.0
+"""Seconds for which none is kept then."""
+
 
 class Pool:
     """
@@ -53,7 +60,11 @@ class Pool:
         self._idle: dict[Connection, None] = {}
         self._closed = False
         self._all_lost: asyncio.Future[None] | None = None
+        self._early_closes = 0
+        self._usual_age = max_connection_age
+        self._none_kept: asyncio.TimerHandle | None = None
         self.max_connection_age = max_connection_age
+        """Seconds after which a connection takes no further request; 0 while none is kept."""
         self.buffer = buffer
         """Memory that every connection reads into. The bytes are copied out before anything else happens."""
         self.buffer_size = len(buffer)
@@ -70,7 +81,7 @@ class Pool:
             if not connection.expired:
                 self._taken[connection] = asker  # as Slots.take does it
                 return connection
-            connection.abort()
+            self._give_up(connection)
         return self._take_any(asker)
 
     def _take_any(self, asker: Asker) -> Connection | None:
@@ -82,7 +93,7 @@ class Pool:
                 del self._idle[connection]
                 return connection
             del self._idle[connection]
-            connection.abort()
+            self._give_up(connection)
         return None
 
     async def acquire(self, asker: Asker, timeouts: TimeoutExtension) -> Connection:
@@ -105,7 +116,7 @@ class Pool:
             if not connection.expired:
                 self.slots.pass_on(use, connection)
                 return connection
-            connection.abort()
+            self._give_up(connection)
         return await self.connect(use, timeouts)
 
     @contextlib.asynccontextmanager
@@ -187,13 +198,16 @@ class Pool:
     def release(self, connection: Connection) -> None:
         """Take back a connection that can be used again, with its slot."""
         now = self._loop.time()
+        if self._tls is not None and not connection.used:
+            self._tls.session = connection.tls_session
         if now >= connection.expires_at or self._closed:
             connection.abort()
             self.slots.free(connection)
             return
-        if self._tls is not None and not connection.used:
-            self._tls.session = connection.tls_session
-        connection.used = True
+        if connection.used:
+            self._early_closes = 0
+        else:
+            connection.used = True
         self._idle[connection] = None
         connection.set_deadline(min(now + self._keepalive_expiry, connection.expires_at))
         if self.slots.counted:
@@ -214,14 +228,41 @@ class Pool:
 
     def lost(self, connection: Connection) -> None:
         """Note that a connection is closed."""
-        self.forget(connection)
+        if self.forget(connection):
+            self._note_close(connection)
         self.connections.discard(connection)
         if not self.connections and self._all_lost is not None and not self._all_lost.done():
             self._all_lost.set_result(None)
 
+    def _give_up(self, connection: Connection) -> None:
+        """Close a connection that was idle and can't be used."""
+        connection.abort()
+        self._note_close(connection)
+
+    def _note_close(self, connection: Connection) -> None:
+        """
+        Note that an idle connection is closed. Where the upstream closes each after its response, none is kept for a while.
+
+        No look at the socket helps against an upstream that closes while the next request is on its way.
+        """
+        released = connection.deadline - self._keepalive_expiry
+        if self._loop.time() > released + EARLY_CLOSE or self._closed:
+            return
+        self._early_closes += 1
+        if self._early_closes >= EARLY_CLOSES and self._none_kept is None:
+            self.max_connection_age = 0.0
+            self._none_kept = self._loop.call_later(NONE_KEPT, self._keep_again)
+
+    def _keep_again(self) -> None:
+        self._none_kept = None
+        self._early_closes = 0
+        self.max_connection_age = self._usual_age
+
     def close(self) -> None:
         """Close every connection, whatever it is doing, and end the waits for one with an error."""
         self._closed = True
+        if self._none_kept is not None:
+            self._none_kept.cancel()
         self.slots.end_waits(closed_error)
         for connection in tuple(self.connections):
             connection.abort()

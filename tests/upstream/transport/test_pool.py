@@ -206,6 +206,14 @@ async def test_a_connection_whose_end_the_loop_has_not_seen_yet_is_not_used_agai
             assert answer == (200, b"fine")
             assert upstream.last.closed.wait(WAIT)  # the loop stands still meanwhile
         assert upstream.connections == 3
+        # So no connection is kept: the next request could be on its way when the upstream closes.
+        assert await fetch(transport, upstream.port) == (200, b"fine")
+        assert isinstance(transport, HTTPTransport)
+        (pool,) = transport._pools.values()
+        assert not pool._idle
+        pool._keep_again()  # after a while
+        await fetch(transport, upstream.port)
+        assert pool._idle
 
 
 def stale_at_the_second_request(read_body: int = 0) -> tuple[Script, list[bytes]]:
