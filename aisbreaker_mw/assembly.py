@@ -97,7 +97,15 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
         connect=upstream.connect_timeout, header=upstream.header_timeout, idle=upstream.idle_timeout, pool=upstream.pool_timeout
     )
     proxy = UpstreamProxy(
-        lambda: transport or open_transport(upstream.transport, max_connections=upstream.max_connections, http2=upstream.http2),
+        lambda: (
+            transport
+            or open_transport(
+                upstream.transport,
+                max_connections=upstream.max_connections,
+                fair_share=upstream.fair_share,
+                http2=upstream.http2,
+            )
+        ),
         timeouts,
     )
     authorizer = Authorizer(lambda: proxy.transport, clock=clock, max_signed_bytes=upstream.max_engine_scan_bytes)
@@ -117,7 +125,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
             authorizer=authorizer,
             embedded={each.name: DummyService(each.delay) for each in services if each.embedded},
             proxy=proxy,
-            websockets=WebSocketProxy(timeouts, clock=clock),
+            websockets=WebSocketProxy(timeouts, proxy.slot, clock=clock),
             origins=settings.cors_origins,
             max_body_bytes=upstream.max_body_bytes,
         ),

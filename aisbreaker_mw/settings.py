@@ -146,6 +146,7 @@ class UpstreamSettings(_Section):
     idle_timeout: Timeout = 300.0
     pool_timeout: Timeout = 5.0
     max_connections: Count = 1000
+    fair_share: Count = 4
     max_body_bytes: Count = 1 << 30
     max_engine_scan_bytes: Count = 32 << 20
     forward_client_address: bool = False

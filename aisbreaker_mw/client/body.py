@@ -1,5 +1,6 @@
 """The body of the client's request: streamed, and bounded."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -18,6 +19,51 @@ sends it slowly holds no connection.
 """
 
 
+_MOST_AHEAD = 8 << 20
+"""Most bytes of one body that are received before anybody takes them."""
+
+
+class ReadAhead:
+    """
+    The memory for bodies that are received before anybody takes them.
+
+    Args:
+        limit: most bytes of all of them.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+
+class _Ahead:
+    """
+    The state of one body that is received before anybody takes it.
+
+    Args:
+        memory: bounds it, with the other bodies.
+    """
+
+    __slots__ = ("changed", "client_gone", "failure", "held", "memory")
+
+    def __init__(self, memory: ReadAhead) -> None:
+        self.memory = memory
+        self.held = 0
+        """Bytes counted in `memory`."""
+        self.changed = asyncio.Event()
+        self.client_gone = False
+        self.failure: Exception | None = None
+        """Error of receiving, for whoever takes the body."""
+
+    def count(self, size: int) -> None:
+        """Count bytes that are held from now on, or, if negative, no longer."""
+        size = max(size, -self.held)  # more was collected before, or kept for a retry
+        self.held += size
+        self.memory.left -= size
+        self.changed.set()
+
+
 class RequestBody(httpx.AsyncByteStream):
     """
     The body of the client's request, passed on piece by piece.
@@ -28,34 +74,40 @@ class RequestBody(httpx.AsyncByteStream):
     """
 
     __slots__ = (
+        "_ahead",
         "_buffered",
         "_kept",
         "_kept_limit",
         "_length",
         "_limit",
         "_receive",
-        "_received",
         "_whole",
         "exhausted",
         "present",
         "reading",
+        "received",
+        "waiting",
     )
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
-        self._received = 0
+        self.received = 0
+        """Bytes received."""
         self._length = 0
         self._whole: bytes | None = None
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
+        self._ahead: _Ahead | None = None
         self.present = True
         """Whether the request has a body, received or not."""
         self.exhausted = False
         """Whether the last byte has been received."""
         self.reading = False
         """True while the transport owns `receive`: from sending the request to the head of the response."""
+        self.waiting = False
+        """Whether somebody waits for the client to send more."""
 
     def frame(self, scope: Scope, fields: Mapping[bytes, bytes]) -> None:
         """
@@ -91,16 +143,97 @@ class RequestBody(httpx.AsyncByteStream):
             PayloadTooLarge: the body is over the limit.
         """
         if self._buffered:
-            body = bytes(self._buffered[:_PIECE])
-            del self._buffered[:_PIECE]
-            return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
-        message = await self._receive()
+            return self._take()
+        if self._ahead is not None:
+            return await self._receive_ahead(self._ahead)
+        self.waiting = True
+        try:
+            message = await self._receive()
+        finally:
+            self.waiting = False
+        self._account(message)
+        return message
+
+    def _account(self, message: Message) -> None:
+        """Count the bytes of a message from the client."""
         if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
+            self.received += len(message.get("body", b""))
+            if self.received > self._limit:
                 raise PayloadTooLarge
             self.exhausted = not message.get("more_body", False)
-        return message
+
+    def _take(self) -> Message:
+        body = bytes(self._buffered[:_PIECE])
+        del self._buffered[:_PIECE]
+        if self._ahead is not None:
+            self._ahead.count(-len(body))
+        return {"type": "http.request", "body": body, "more_body": bool(self._buffered) or not self.exhausted}
+
+    @property
+    def short(self) -> bool:
+        """Whether the body is collected before a connection is taken."""
+        return 0 < self._length <= SHORT_BODY
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether `read_ahead` has seen the client disconnect."""
+        return self._ahead is not None and self._ahead.client_gone
+
+    async def read_ahead(self, memory: ReadAhead) -> None:
+        """
+        Receive the body before it is asked for, to see whether the client is still there.
+
+        From now on `receive` gives what arrives here. Returns when the client has gone (`client_gone`), when the body is whole,
+        or when the service wants no more of it.
+
+        Args:
+            memory: bounds what is held.
+        """
+        if not self.reading or self.exhausted:
+            return
+        ahead = self._ahead = _Ahead(memory)
+        while self.reading and not self.exhausted and not ahead.client_gone and ahead.failure is None:
+            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or memory.left <= 0):
+                ahead.changed.clear()
+                await ahead.changed.wait()
+                continue
+            try:
+                message = await self._receive()
+                self._account(message)
+            except Exception as error:
+                ahead.failure = error
+            else:
+                ahead.client_gone = message["type"] == "http.disconnect"
+                self._buffered += message.get("body", b"")
+                ahead.count(len(message.get("body", b"")))
+            ahead.changed.set()
+
+    async def _receive_ahead(self, ahead: _Ahead) -> Message:
+        """Return the next message of what `read_ahead` receives."""
+        self.waiting = True
+        try:
+            while not (self._buffered or self.exhausted or ahead.client_gone or ahead.failure):
+                ahead.changed.clear()
+                await ahead.changed.wait()
+        finally:
+            self.waiting = False
+        if self._buffered:
+            return self._take()
+        if ahead.failure is not None:
+            raise ahead.failure
+        return {"type": "http.disconnect"} if ahead.client_gone else {"type": "http.request", "body": b"", "more_body": False}
+
+    def stop_reading_ahead(self) -> None:
+        """Have `read_ahead` look whether the body is still wanted."""
+        if self._ahead is not None:
+            self._ahead.changed.set()
+
+    def discard(self) -> None:
+        """Let go of what was read ahead, as the request has ended."""
+        if self._ahead is not None:
+            self.reading = False
+            self._buffered.clear()
+            self._ahead.count(-self._ahead.held)
 
     async def whole(self) -> bytes | None:
         """

@@ -50,6 +50,7 @@ class Exchange:
         "sent_bytes",
         "service_id",
         "status",
+        "writing",
     )
 
     def __init__(self, scope: Scope, send: Send, dialect: Dialect = "openai") -> None:
@@ -62,6 +63,8 @@ class Exchange:
         self.status: int | None = None
         self.sent_bytes = 0
         self.complete = False
+        self.writing = False
+        """Whether the response's sender waits for the client, in `begin` or `write`. The sender sets it."""
         self.headers: RawHeaders = []
         """Headers to add to the response."""
         self.client: str | None = None

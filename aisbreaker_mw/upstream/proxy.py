@@ -1,7 +1,8 @@
 """Streams one request to its service, and the service's response back."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 from starlette.types import Receive
@@ -51,14 +52,14 @@ class UpstreamProxy:
 
         Raises:
             RequestError: nothing has been answered yet; the client is to be told this error.
-            ResponseInterrupted: the service broke off in the middle of the response.
+            ResponseInterrupted: the service broke off in the middle of the response, or the client does not read it.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - a coroutine of asyncio always runs in a task
-        watched = WatchedRequest(task, receive, body, exchange)
+        watched = WatchedRequest(task, receive, body, exchange, request.origin)
         self._watcher.add(watched)
         try:
             attempt: UpstreamRequest | None = request
@@ -69,8 +70,10 @@ class UpstreamProxy:
         except asyncio.CancelledError:
             # The watcher cancels while the task is suspended in here, so its cancellation always arrives here. It ends here,
             # unless somebody outside has cancelled as well.
-            if not watched.client_gone or task.uncancel() > 0:
+            if watched.error is None or task.uncancel() > 0:
                 raise
+            if not isinstance(watched.error, ClientDisconnected):
+                raise watched.error from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             _fail(exchange, error)
         except OSError as error:
@@ -89,6 +92,28 @@ class UpstreamProxy:
             self._bind(loop)
         return self._transport
 
+    @contextlib.asynccontextmanager
+    async def slot(self, request: UpstreamRequest, exchange: Exchange) -> AsyncIterator[None]:
+        """
+        Hold a slot of a service for a connection that is not made here. It counts as one of the transport's.
+
+        Args:
+            request: the request that the connection is for.
+            exchange: its exchange, which tells who asks.
+
+        Raises:
+            UpstreamBusy: there was none in time.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self._sender.slot(request, {"pool": self._timeouts.pool}, exchange))
+            except httpx.TransportError as error:
+                _fail(exchange, error)
+            yield
+
     async def aclose(self) -> None:
         """Close the connections. A request that comes later opens new ones."""
         if self._loop is not None:
@@ -99,7 +124,7 @@ class UpstreamProxy:
         self._loop = loop
         self._transport = self._open_transport()
         self._sender = open_sender(self._transport)
-        self._watcher = DisconnectWatcher(loop)
+        self._watcher = DisconnectWatcher(loop, self._sender.crowded, self._timeouts.idle)
 
     async def _attempt(self, request: UpstreamRequest, body: RequestBody, exchange: Exchange) -> UpstreamRequest | None:
         """Send a request and relay its response. Return what to send instead, where the credential is refused."""
@@ -142,11 +167,15 @@ class UpstreamProxy:
             # RFC 9110, 8.6: a 204 has no length, and the length of a 304 is that of a body which is not sent
             headers = [header for header in headers if header[0] != b"content-length"]
             length = 0
+        exchange.writing = True
         await exchange.begin(status, headers)
+        exchange.writing = False
         # Where the length is known, the last piece says that it is the last one. That saves a message.
         async for piece in body:
             last = exchange.sent_bytes + len(piece) == length
+            exchange.writing = True
             await exchange.write(piece, more_body=not last)
+            exchange.writing = False
             if last and not self._sender.closes_early:
                 break
         if length is not None and exchange.sent_bytes != length:

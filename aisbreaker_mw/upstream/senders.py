@@ -5,6 +5,7 @@ The own transport is used without httpx's models of request and response, which 
 instructions. Both ways return the same `Received`.
 """
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
@@ -76,6 +77,24 @@ class Sender(Protocol):
             httpx.TransportError: there is no response.
         """
 
+    def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for a connection to a service, as far as the transport tells."""
+
+    def slot(
+        self, request: UpstreamRequest, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """
+        Hold the slot of a connection that the transport does not make itself, if it has slots.
+
+        Args:
+            request: the request that the connection is for.
+            timeouts: seconds.
+            exchange: the exchange that it belongs to.
+
+        Raises:
+            httpx.TransportError: there was none in time.
+        """
+
 
 class NativeSender:
     """
@@ -97,15 +116,29 @@ class NativeSender:
     async def send(
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
-        origin = self._origins.get(request.origin)
-        if origin is None:
-            # A pool's name is the origin as DNS knows it.
-            origin = self._origins[request.origin] = origin_of(_url(request))
-        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts)
+        origin = self._origins.get(request.origin) or self._find_origin(request)
+        claims = exchange.claims
+        asker = exchange.client, None if claims is None else claims.jti
+        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts, asker)
         reader = stream.reader
         if not stream.arrived and reader.status < 400:  # an error is searched for the credential first
             stream.write_now = exchange.synchronous_writer()
         return Received(reader.status, reader.fields, reader.length, stream)
+
+    def crowded(self, origin: tuple[str, str, int]) -> bool:
+        return origin in self._origins and self._transport.crowded(self._origins[origin])
+
+    def slot(
+        self, request: UpstreamRequest, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        claims = exchange.claims
+        asker = exchange.client, None if claims is None else claims.jti
+        return self._transport.slot(self._find_origin(request), asker, timeouts)
+
+    def _find_origin(self, request: UpstreamRequest) -> tuple[str, str, int]:
+        """Return a pool's name: the origin as DNS knows it."""
+        origin = self._origins[request.origin] = origin_of(_url(request))
+        return origin
 
 
 class HTTPXSender:
@@ -138,6 +171,14 @@ class HTTPXSender:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         return Received(response.status_code, headers, _length(headers), stream)
 
+    def crowded(self, origin: tuple[str, str, int]) -> bool:
+        return False
+
+    def slot(
+        self, request: UpstreamRequest, timeouts: TimeoutExtension, exchange: Exchange
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
 
 def _url(request: UpstreamRequest) -> httpx.URL:
     scheme, host, port = request.origin
@@ -163,16 +204,18 @@ def open_sender(transport: httpx.AsyncBaseTransport) -> Sender:
     return NativeSender(transport) if type(transport) is HTTPTransport else HTTPXSender(transport)
 
 
-def open_transport(kind: str, *, max_connections: int, http2: bool) -> httpx.AsyncBaseTransport:
+def open_transport(kind: str, *, max_connections: int, fair_share: int, http2: bool) -> httpx.AsyncBaseTransport:
     """
     Return a transport to AI services. It follows no redirect, keeps no cookie, and uses no proxy of the environment.
 
     Args:
         kind: `native` (this package's) or `httpx` (httpx's own).
         max_connections: connections at once; per origin for `native`, in all for `httpx`.
+        fair_share: most connections held for each free one, by one client or token, at which it can take one more; `native`
+            only.
         http2: offer HTTP/2 to the service; `httpx` only.
     """
     if kind == "native":
-        return HTTPTransport(max_connections=max_connections)
+        return HTTPTransport(max_connections=max_connections, fair_share=fair_share)
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=30)
     return httpx.AsyncHTTPTransport(http2=http2, limits=limits, trust_env=False)

@@ -93,15 +93,22 @@ class WebSocketProxy:
 
     Args:
         timeouts: `connect` and `header` bound the service's handshake. A service that answers no ping for `idle` is cut off.
+        slot: returns a context in which a connection to a service counts among all of them. It raises `UpstreamBusy`.
         clock: function that returns seconds since the epoch.
         max_message_bytes: largest message, in bytes, from the service, and from the client where the server has no limit of its
             own. A longer one closes both sides with 1009.
     """
 
     def __init__(
-        self, timeouts: Timeouts, *, clock: Callable[[], float] = time.time, max_message_bytes: int = MAX_MESSAGE_BYTES
+        self,
+        timeouts: Timeouts,
+        slot: Callable[[UpstreamRequest, Exchange], contextlib.AbstractAsyncContextManager[None]],
+        *,
+        clock: Callable[[], float] = time.time,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._timeouts = timeouts
+        self._slot = slot
         self._clock = clock
         self._max_message_bytes = max_message_bytes
         self._tls: ssl.SSLContext | None = None
@@ -120,9 +127,26 @@ class WebSocketProxy:
             RequestError: no response has begun; the client is to be told this error.
             ClientDisconnected: the client did not wait for the response.
         """
+        async with contextlib.AsyncExitStack() as held:
+            await self._connect(request, handshake, receive, exchange, held)
+
+    async def _connect(
+        self,
+        request: UpstreamRequest,
+        handshake: Handshake,
+        receive: Receive,
+        exchange: Exchange,
+        held: contextlib.AsyncExitStack,
+    ) -> None:
+        """Connect them. The slot is put into `held`."""
+
+        async def open_in_slot() -> ClientConnection:
+            await held.enter_async_context(self._slot(request, exchange))
+            return await self._open_with_any_secret(request, handshake.subprotocols, exchange)
+
         # Before the socket is accepted, a client can only go away. After that, this is its first message.
         first = asyncio.ensure_future(receive())
-        opening = asyncio.create_task(self._open_with_any_secret(request, handshake.subprotocols, exchange))
+        opening = asyncio.create_task(open_in_slot())
         try:
             await asyncio.wait((first, opening), return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():

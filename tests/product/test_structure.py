@@ -72,6 +72,7 @@ USERS: dict[str, set[str]] = {
         "upstream.transport.pool",
         "upstream.transport.request",
         "upstream.transport.response",
+        "upstream.transport.slots",
         "upstream.transport.stream",
         "upstream.transport.transport",
     },

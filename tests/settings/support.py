@@ -40,7 +40,8 @@ connect_timeout = "5s"
 header_timeout = "600s"              # until the response's first byte
 idle_timeout = "300s"                # between two chunks
 pool_timeout = "5s"
-max_connections = 1000               # per upstream origin
+max_connections = 1000               # per upstream origin, WebSockets included
+fair_share = 4                       # a client, and a token, may hold 4 connections for each free one: alone 80 % of them
 max_body_bytes = 1073741824
 
 [services.openai]                    # built in: say only what differs

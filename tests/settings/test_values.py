@@ -92,6 +92,7 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("upstream.idle_timeout", OVER_ZERO, ["0", "0.0", "-1", "nan", "-inf"]),
     ("upstream.idle_timeout", "input should be a finite number", ["inf"]),
     ("upstream.max_connections", OVER_ZERO, ["0", "-1"]),
+    ("upstream.fair_share", OVER_ZERO, ["0", "-1"]),
     ("upstream.max_connections", "takes a number", ["true"]),
     ("upstream.max_connections", LIMIT, ["1.5", "'SENTINEL'", "[1]"]),
     ("upstream.http2", "takes true or false", ["'SENTINEL'", "2"]),

@@ -2,6 +2,7 @@
 
 from .request import TimeoutExtension
 from .response import ResponseReader
+from .slots import FAIR_SHARE, Asker
 from .transport import HTTPTransport, origin_of
 
-__all__ = ["HTTPTransport", "ResponseReader", "TimeoutExtension", "origin_of"]
+__all__ = ["FAIR_SHARE", "Asker", "HTTPTransport", "ResponseReader", "TimeoutExtension", "origin_of"]

@@ -1,7 +1,10 @@
 """One connection to an upstream. It carries one request at a time."""
 
 import asyncio
+import select
 import ssl
+import sys
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httpx
@@ -13,6 +16,15 @@ from .stream import ConnectionStale, ResponseStream
 
 SMALL = 16_384
 """Bytes below which pieces are joined. That is cheaper than to write them one by one."""
+
+
+def _look_at(socket: int) -> Callable[[int], object]:
+    """Return a function that returns something true if a socket has bytes to read, or its end: `select.poll`'s `poll`."""
+    if sys.platform == "win32":  # it has none
+        return lambda milliseconds: select.select([socket], [], [], milliseconds / 1000)[0]
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return poll.poll
 
 
 class ConnectionPool(Protocol):
@@ -29,7 +41,7 @@ class ConnectionPool(Protocol):
     def forget(self, connection: "Connection") -> bool:
         """Take an idle connection out, and return whether it was one."""
 
-    def free_slot(self) -> None:
+    def free_slot(self, connection: "Connection") -> None:
         """Take back the slot of a connection that is gone."""
 
     def lost(self, connection: "Connection") -> None:
@@ -51,6 +63,7 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
         "_flush_handle",
+        "_look",
         "_pool",
         "_stream",
         "_transport",
@@ -66,7 +79,8 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
         super().__init__(loop)
         self._pool = pool
         self._buffer = pool.buffer
-        self._transport: asyncio.Transport  # set by connection_made()
+        self._transport: asyncio.Transport  # set by connection_made(), as the next
+        self._look: Callable[[int], object]
         self._stream: ResponseStream | None = None
         self._flush_handle: asyncio.Handle | None = None
         self.buffer_size = pool.buffer_size
@@ -116,8 +130,13 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
 
     @property
     def expired(self) -> bool:
-        """Whether this idle connection must not be used any more."""
-        return self.closed or self.deadline <= self.loop.time()
+        """
+        Whether this idle connection must not be used any more.
+
+        The event loop may not have seen yet that the upstream has closed it. So the socket is looked at, without waiting. A
+        request's body could not be sent again after that.
+        """
+        return self.closed or self.deadline <= self.loop.time() or bool(self._look(0))
 
     def on_deadline(self) -> None:
         """Tell the request's task that nothing came, or close an idle connection."""
@@ -176,6 +195,7 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's class is not asyncio's
+        self._look = _look_at(transport.get_extra_info("socket").fileno())
         if not self.closed:
             self._transport.set_write_buffer_limits(self.buffer_size)
             self._pool.connections.add(self)
@@ -271,13 +291,13 @@ class Connection(DeadlineTimer, asyncio.BufferedProtocol):
                 self._pool.release(self)
             else:
                 self.abort()
-                self._pool.free_slot()
+                self._pool.free_slot(self)
 
     def drop(self, stream: ResponseStream) -> None:
         """Close, and free the slot, if the stream still has the connection."""
         if self._stream is stream:
             self._abandon(stream)
-            self._pool.free_slot()
+            self._pool.free_slot(self)
 
     def _abandon(self, stream: ResponseStream) -> None:
         self._stream = None

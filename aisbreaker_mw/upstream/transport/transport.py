@@ -1,5 +1,6 @@
 """The transport: requests to any origin, over a pool of connections for each."""
 
+import contextlib
 import ssl
 
 import httpx
@@ -7,6 +8,7 @@ import httpx
 from ...http1.fields import RawHeaders
 from .pool import Pool, closed_error
 from .request import OutgoingRequest, TimeoutExtension
+from .slots import FAIR_SHARE, NOBODY, Asker, Slots
 from .stream import ConnectionStale, ResponseStream
 from .tls import default_context
 
@@ -36,6 +38,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     Args:
         max_connections: most connections to one origin (scheme, host and port) at once.
+        fair_share: most connections held for each free one, by one client or token, at which it can take one more.
         keepalive_expiry: seconds after which an idle connection is closed.
         max_connection_age: seconds after which a connection takes no further request.
         ssl_context: the context for `https`. The default is the system's trust, see `tls.default_context`. Its ALPN protocols
@@ -53,12 +56,14 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         self,
         *,
         max_connections: int = 1000,
+        fair_share: int = FAIR_SHARE,
         keepalive_expiry: float = 30.0,
         max_connection_age: float = 600.0,
         ssl_context: ssl.SSLContext | None = None,
         buffer_size: int = 65_536,
     ) -> None:
         self._max_connections = max_connections
+        self._fair_share = fair_share
         self._keepalive_expiry = keepalive_expiry
         self._max_connection_age = max_connection_age
         self._ssl_context = ssl_context
@@ -92,6 +97,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             request.headers.raw,
             body,
             extensions.get("timeout") or {},
+            NOBODY,
         )
         reader = stream.reader
         return httpx.Response(
@@ -109,6 +115,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         headers: RawHeaders,
         body: bytes | httpx.AsyncByteStream,
         timeouts: TimeoutExtension,
+        asker: Asker,
     ) -> ResponseStream:
         """
         Send a request as `handle_async_request` does, without httpx's models of the request and its response.
@@ -122,6 +129,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             headers: headers, written in their order and case.
             body: body, whole or as it comes. It is read once, if the headers frame one.
             timeouts: seconds, looked up for every wait.
+            asker: who asks. Each gets a fair share of the connections.
 
         Raises:
             httpx.TransportError: see above.
@@ -129,12 +137,12 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         outgoing = OutgoingRequest(method, target, headers, body)
         try:
             pool = self._pools.get(origin) or self._open_pool(origin)
-            connection = pool.take_idle() or await pool.acquire(timeouts)
+            connection = pool.take_idle(asker) or await pool.acquire(asker, timeouts)
             try:
                 stream = await connection.perform(outgoing, timeouts)
             except ConnectionStale:
                 outgoing.rewind()
-                connection = await pool.connect(timeouts)
+                connection = await pool.connect(connection, timeouts)
                 stream = await connection.perform(outgoing, timeouts)
         except BaseException:
             await outgoing.aclose()
@@ -142,6 +150,28 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         if not stream.request_sent:
             await self._stop(stream)
         return stream
+
+    def slot(
+        self, origin: tuple[str, str, int], asker: Asker, timeouts: TimeoutExtension
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """
+        Hold one of an origin's slots for a connection that is not this transport's.
+
+        Args:
+            origin: scheme, host and port, as `origin_of` returns them.
+            asker: who holds it.
+            timeouts: seconds, `pool`.
+
+        Raises:
+            httpx.PoolTimeout: there was no slot in time.
+            httpx.ConnectError: the transport is closed.
+        """
+        return (self._pools.get(origin) or self._open_pool(origin)).slot(asker, timeouts)
+
+    def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for one of an origin's slots."""
+        pool = self._pools.get(origin)
+        return pool is not None and pool.slots.waited_for
 
     @staticmethod
     async def _stop(stream: ResponseStream) -> None:
@@ -162,7 +192,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             self._ssl_context = default_context()
         pool = self._pools[origin] = Pool(
             origin,
-            max_connections=self._max_connections,
+            slots=Slots(self._max_connections, self._fair_share),
             keepalive_expiry=self._keepalive_expiry,
             max_connection_age=self._max_connection_age,
             ssl_context=self._ssl_context if scheme == "https" else None,

@@ -231,8 +231,8 @@ async def attempt(scenario: Scenario, at: set[int], late: bool) -> int:
         await asyncio.gather(*others)
         # Every connection is idle or closed; nobody waits.
         (pool,) = transport._pools.values()
-        await until(lambda: pool._slots == len(pool._idle) == len(pool.connections), "the slots' return")
-        assert not pool._waiters
+        await until(lambda: not pool.slots.taken and len(pool._idle) == len(pool.connections), "the slots' return")
+        assert not pool.slots.waited_for
         for connection in pool.connections:
             assert connection._stream is None
             assert not connection.closed
@@ -303,7 +303,8 @@ async def test_a_cancellation_from_outside_wins_over_an_early_answer(stack: str,
             await task
         (pool,) = transport._pools.values()
         await until(lambda: not pool.connections)
-        assert pool._slots == 0
+        assert not pool.slots.taken
+        assert not pool._idle
         await transport.aclose()
 
 

@@ -9,6 +9,7 @@ import pytest
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from ...ports import free_port
+from ...support import Recorded, RecordingUpstream
 from ...upstreams import CHUNKED, OK, WAIT, Peer, Script, Upstream, until
 from .support import FINE, Body, always, collect, echo, fetch, length, make_request, make_transport, native_only, timeouts
 
@@ -82,7 +83,7 @@ async def test_waiting_for_a_connection_ends_after_pool_timeout(stack: str) -> N
         with pytest.raises(httpx.PoolTimeout):
             await fetch(transport, upstream.port, timeout=timeouts(pool=0.01))
         if isinstance(transport, HTTPTransport):
-            assert not any(pool._waiters for pool in transport._pools.values())
+            assert not any(pool.slots.waited_for for pool in transport._pools.values())
         finish.set()
         assert await first == (200, b"fine")
         assert await fetch(transport, upstream.port, timeout=timeouts(pool=0.01)) == (200, b"fine")
@@ -191,6 +192,28 @@ async def test_an_idle_connection_that_the_upstream_closes_or_uses_is_not_used_a
         await asyncio.sleep(0.005)
         assert await fetch(transport, upstream.port, method="POST", headers=[length(2)], body=Body(b"hi")) == (200, b"fine")
         assert upstream.connections == 2
+
+
+@native_only
+async def test_a_connection_whose_end_the_loop_has_not_seen_yet_is_not_used_again(transport: httpx.AsyncBaseTransport) -> None:
+    def script(request: Recorded, connection: socket.socket) -> None:
+        connection.sendall(FINE)
+        raise RecordingUpstream.Hangup
+
+    with RecordingUpstream(script) as upstream:
+        for _ in range(3):
+            answer = await fetch(transport, upstream.port, method="POST", headers=[length(2)], body=Body(b"hi"))
+            assert answer == (200, b"fine")
+            assert upstream.last.closed.wait(WAIT)  # the loop stands still meanwhile
+        assert upstream.connections == 3
+        # So no connection is kept: the next request could be on its way when the upstream closes.
+        assert await fetch(transport, upstream.port) == (200, b"fine")
+        assert isinstance(transport, HTTPTransport)
+        (pool,) = transport._pools.values()
+        assert not pool._idle
+        pool._keep_again()  # after a while
+        await fetch(transport, upstream.port)
+        assert pool._idle
 
 
 def stale_at_the_second_request(read_body: int = 0) -> tuple[Script, list[bytes]]:
