@@ -8,7 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .admission import Admissions, ServiceRequest
 from .client.address import ClientIdentifier
-from .client.body import BodyMemory, RequestBody
+from .client.body import RequestBody
+from .client.body_memory import BodyMemory
 from .client.exchange import Exchange, conclude
 from .client.handshake import from_allowed_page, read_handshake
 from .credentials.authorizer import Authorizer
@@ -68,7 +69,7 @@ class Relay:
         await conclude(exchange, relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
 
     async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
-        body = RequestBody(receive, self.max_body_bytes, self.body_memory)
+        body = RequestBody(receive, self.max_body_bytes, self.body_memory, exchange)
         request = await self._prepare(scope, exchange, service, rest, body)
         if not service.embedded:
             await self.proxy(request, body, receive, exchange)
@@ -87,9 +88,8 @@ class Relay:
             raise ServiceNotAllowed("This server's services are not open to pages of this origin.")
         handshake = read_handshake(scope["headers"])
         scope = {**scope, "method": "GET", "headers": handshake.headers}
-        request = await self._prepare(
-            scope, exchange, service, rest, RequestBody(receive, self.max_body_bytes, self.body_memory)
-        )
+        body = RequestBody(receive, self.max_body_bytes, self.body_memory, exchange)
+        request = await self._prepare(scope, exchange, service, rest, body)
         await self.websockets(request, handshake, receive, exchange)
 
     async def _prepare(

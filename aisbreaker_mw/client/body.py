@@ -1,6 +1,5 @@
 """The body of the client's request: streamed, and bounded."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -9,6 +8,8 @@ from starlette.types import Message, Receive, Scope
 
 from ..exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError, TooMuchBuffered
 from ..http1.heads import MalformedHead, read_length
+from .body_memory import BodyMemory, HeldBytes, ReadAhead
+from .exchange import Asker, Exchange
 
 _PIECE = 256 * 1024
 """Bytes of a collected body that are passed on at once."""
@@ -17,77 +18,8 @@ SHORT_BODY = 16 * 1024
 Longest body, in bytes, that is collected before a connection to its service is taken. It fits into one write, and a client that
 sends it slowly holds no connection.
 """
-
-
 _MOST_AHEAD = 8 << 20
 """Most bytes of one body that are received before anybody takes them."""
-
-
-class BodyMemory:
-    """
-    The memory of this process for request bodies that are held: read ahead, read for their engine, signed, or kept for a retry.
-
-    Args:
-        limit: most bytes of all of them.
-    """
-
-    __slots__ = ("left",)
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-
-
-class _Held:
-    """
-    The bytes that one request holds. They are given back when the request's body is freed.
-
-    Args:
-        memory: bounds them, with those of the other requests.
-    """
-
-    __slots__ = ("memory", "size")
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self.memory = memory
-        self.size = 0
-
-    def grow(self, size: int) -> bool:
-        """Hold more bytes. Return False, and hold no more, where there is no room."""
-        if size > self.memory.left:
-            return False
-        self.memory.left -= size
-        self.size += size
-        return True
-
-    def __del__(self) -> None:
-        self.memory.left += self.size
-
-
-class _Ahead:
-    """
-    The state of one body that is received before anybody takes it.
-
-    Args:
-        memory: bounds it, with the other bodies.
-    """
-
-    __slots__ = ("changed", "client_gone", "failure", "held", "memory")
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self.memory = memory
-        self.held = 0
-        """Bytes counted in `memory`."""
-        self.changed = asyncio.Event()
-        self.client_gone = False
-        self.failure: Exception | None = None
-        """Error of receiving, for whoever takes the body."""
-
-    def count(self, size: int) -> None:
-        """Count bytes that are held from now on, or, if negative, no longer."""
-        size = max(size, -self.held)  # more was collected before, or kept for a retry
-        self.held += size
-        self.memory.left -= size
-        self.changed.set()
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -98,11 +30,13 @@ class RequestBody(httpx.AsyncByteStream):
         receive: `receive` of the request's ASGI call.
         limit: largest body, in bytes; a longer one is 413.
         memory: memory for the parts of it that are held; unbounded where None.
+        exchange: the request's exchange, which tells who holds them; nobody in particular where None.
     """
 
     __slots__ = (
         "_ahead",
         "_buffered",
+        "_exchange",
         "_held",
         "_kept",
         "_kept_limit",
@@ -118,7 +52,9 @@ class RequestBody(httpx.AsyncByteStream):
         "waiting",
     )
 
-    def __init__(self, receive: Receive, limit: int, memory: BodyMemory | None = None) -> None:
+    def __init__(
+        self, receive: Receive, limit: int, memory: BodyMemory | None = None, exchange: Exchange | None = None
+    ) -> None:
         self._receive = receive
         self._limit = limit
         self.received = 0
@@ -128,9 +64,10 @@ class RequestBody(httpx.AsyncByteStream):
         self._buffered = bytearray()
         self._kept: bytearray | None = None
         self._kept_limit = 0
-        self._ahead: _Ahead | None = None
+        self._ahead: ReadAhead | None = None
         self._memory = memory
-        self._held: _Held | None = None
+        self._exchange = exchange
+        self._held: HeldBytes | None = None
         self.present = True
         """Whether the request has a body, received or not."""
         self.exhausted = False
@@ -222,10 +159,9 @@ class RequestBody(httpx.AsyncByteStream):
         """
         if not self.reading or self.exhausted:
             return
-        memory = self._memory or BodyMemory(_MOST_AHEAD)
-        ahead = self._ahead = _Ahead(memory)
+        ahead = self._ahead = ReadAhead(self._memory or BodyMemory(2 * _MOST_AHEAD), self._asker)
         while self.reading and not self.exhausted and not ahead.client_gone and ahead.failure is None:
-            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or memory.left <= 0):
+            if self._buffered and (len(self._buffered) >= _MOST_AHEAD or not ahead.has_room):
                 ahead.changed.clear()
                 await ahead.changed.wait()
                 continue
@@ -240,7 +176,7 @@ class RequestBody(httpx.AsyncByteStream):
                 ahead.count(len(message.get("body", b"")))
             ahead.changed.set()
 
-    async def _receive_ahead(self, ahead: _Ahead) -> Message:
+    async def _receive_ahead(self, ahead: ReadAhead) -> Message:
         """Return the next message of what `read_ahead` receives."""
         self.waiting = True
         try:
@@ -363,5 +299,9 @@ class RequestBody(httpx.AsyncByteStream):
         if self._memory is None:
             return True
         if self._held is None:
-            self._held = _Held(self._memory)
+            self._held = HeldBytes(self._memory, self._asker)
         return self._held.grow(size)
+
+    @property
+    def _asker(self) -> Asker:
+        return (None, None) if self._exchange is None else self._exchange.asker

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,6 +21,10 @@ SWITCHING_PROTOCOLS = 101
 """Status of the response that accepts a WebSocket (RFC 6455, 4.2.2)."""
 CLIENT_CLOSED_REQUEST = 499
 """Status in the log for a client that disconnected before its response began (as in nginx). It is never sent."""
+
+
+Asker: TypeAlias = tuple[str | None, str | None]
+"""Who asks: the client, and the token's `jti`. None where there is none, or it is not known yet."""
 
 
 class Exchange:
@@ -83,6 +87,12 @@ class Exchange:
         if self._request_id is None:
             self._request_id = new_request_id()
         return self._request_id
+
+    @property
+    def asker(self) -> Asker:
+        """Who asks, as far as that is known."""
+        claims = self.claims
+        return self.client, None if claims is None else claims.jti
 
     async def send(self, message: Message) -> None:
         """Send one ASGI message of the response, or of a WebSocket."""

@@ -117,9 +117,9 @@ class NativeSender:
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
         origin = self._origins.get(request.origin) or self._find_origin(request)
-        claims = exchange.claims
-        asker = exchange.client, None if claims is None else claims.jti
-        stream = await self._transport.send(request.method, origin, request.target, request.headers, body, timeouts, asker)
+        stream = await self._transport.send(
+            request.method, origin, request.target, request.headers, body, timeouts, exchange.asker
+        )
         reader = stream.reader
         if not stream.arrived and reader.status < 400:  # an error is searched for the credential first
             stream.write_now = exchange.synchronous_writer()
@@ -131,9 +131,7 @@ class NativeSender:
     def slot(
         self, request: UpstreamRequest, timeouts: TimeoutExtension, exchange: Exchange
     ) -> contextlib.AbstractAsyncContextManager[None]:
-        claims = exchange.claims
-        asker = exchange.client, None if claims is None else claims.jti
-        return self._transport.slot(self._find_origin(request), asker, timeouts)
+        return self._transport.slot(self._find_origin(request), exchange.asker, timeouts)
 
     def _find_origin(self, request: UpstreamRequest) -> tuple[str, str, int]:
         """Return a pool's name: the origin as DNS knows it."""
