@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import httpx
@@ -15,6 +15,28 @@ NOBODY: Asker = (None, None)
 FAIR_SHARE = 4
 RESERVE = 20
 """The last one in so many slots, at least one, is for those that hold none."""
+
+
+class _Turns(dict[str | None, dict[asyncio.Future[None], Asker]]):
+    """Waits by client. The client whose turn is next comes first."""
+
+    def add(self, turn: "asyncio.Future[None]", asker: Asker) -> None:
+        """Add a wait behind the others of its client."""
+        self.setdefault(asker[0], {})[turn] = asker
+
+    def remove(self, turn: "asyncio.Future[None]", asker: Asker) -> bool:
+        """Take a wait out, and return whether it was here."""
+        turns = self.get(asker[0], {})
+        found = turns.pop(turn, None) is not None
+        if found and not turns:
+            del self[asker[0]]
+        return found
+
+    def take_turn(self, turn: "asyncio.Future[None]", asker: Asker) -> None:
+        """Take a wait out, and put its client behind the others."""
+        self.remove(turn, asker)
+        if turns := self.pop(asker[0], None):
+            self[asker[0]] = turns
 
 
 class Slots:
@@ -32,7 +54,19 @@ class Slots:
         fair_share: most slots held for each free one, at which one more can be taken.
     """
 
-    __slots__ = ("_clients", "_fair_share", "_few", "_reserve", "_tokens", "_waiting", "counted", "limit", "relaxed", "taken")
+    __slots__ = (
+        "_clients",
+        "_fair_share",
+        "_few",
+        "_parked",
+        "_reserve",
+        "_tokens",
+        "_waiting",
+        "counted",
+        "limit",
+        "relaxed",
+        "taken",
+    )
 
     def __init__(self, limit: int, fair_share: int = FAIR_SHARE) -> None:
         self.limit = limit
@@ -46,13 +80,14 @@ class Slots:
         """Whether `_clients` and `_tokens` are kept."""
         self._clients: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
-        self._waiting: dict[str | None, dict[asyncio.Future[None], Asker]] = {}
-        """Those that wait, by client. The client whose turn is next comes first."""
+        self._waiting = _Turns()
+        self._parked: dict[str, _Turns] = {}
+        """Waits whose tokens hold too many, by token, so that any number of them is not looked at for each slot."""
 
     @property
     def waited_for(self) -> bool:
         """Whether somebody waits for a slot."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._parked)
 
     def take(self, use: object, asker: Asker) -> bool:
         """
@@ -96,9 +131,8 @@ class Slots:
             httpx.PoolTimeout: there was none in time.
         """
         loop = asyncio.get_running_loop()
-        client = asker[0]
         turn = loop.create_future()
-        self._waiting.setdefault(client, {})[turn] = asker
+        self._waiting.add(turn, asker)
         timer = None if seconds is None else loop.call_later(seconds, _expire, turn)
         try:
             await turn
@@ -106,7 +140,7 @@ class Slots:
             if turn in self.taken:  # the slot was given, but its new owner is cancelled
                 self.free(turn)
             else:
-                self._forget(client, turn)
+                self._forget(turn, asker)
             raise
         finally:
             if timer is not None:
@@ -115,11 +149,13 @@ class Slots:
 
     def end_waits(self, make_error: Callable[[], Exception]) -> None:
         """End every wait with an error."""
-        waiting, self._waiting = self._waiting, {}
-        for turns in waiting.values():
-            for turn in turns:
-                if not turn.done():
-                    turn.set_exception(make_error())
+        groups = [self._waiting, *self._parked.values()]
+        self._waiting, self._parked = _Turns(), {}
+        for group in groups:
+            for turns in group.values():
+                for turn in turns:
+                    if not turn.done():
+                        turn.set_exception(make_error())
 
     # Counts
 
@@ -142,7 +178,7 @@ class Slots:
                 held[name] -= 1
                 if not held[name]:
                     del held[name]
-        if self._waiting:
+        if self._waiting or self._parked:
             self._give()
         elif len(self.taken) < self._few // 2:  # far below, so that it does not begin anew at once
             self.counted = False
@@ -170,24 +206,50 @@ class Slots:
 
     def _next(self, most: int) -> "asyncio.Future[None] | None":
         """Take a slot for the next that may have one."""
-        for client, turns in self._waiting.items():
-            if client is not None and self._clients[client] >= most:
-                continue
-            turn = next((turn for turn, asker in turns.items() if not turn.done() and self._may_take(asker, most)), None)
-            if turn is not None:
-                asker = turns.pop(turn)
-                del self._waiting[client]
-                if turns:
-                    self._waiting[client] = turns  # behind the others
-                self.taken[turn] = asker
-                self._add(asker)
-                return turn
-        return None
+        self._unpark(most)
+        found, parked = None, []
+        for turn, asker in self._in_turn(self._waiting, most):
+            token = asker[1]
+            if token is None or self._tokens[token] < most:
+                found = turn, asker
+                break
+            parked.append((turn, asker, token))
+        for turn, asker, token in parked:
+            self._waiting.remove(turn, asker)
+            self._parked.setdefault(token, _Turns()).add(turn, asker)
+        if found is None:
+            return None
+        turn, asker = found
+        self._waiting.take_turn(turn, asker)
+        self.taken[turn] = asker
+        self._add(asker)
+        return turn
 
-    def _forget(self, client: str | None, turn: "asyncio.Future[None]") -> None:
-        turns = self._waiting.get(client, {})
-        if turns.pop(turn, None) is not None and not turns:
-            del self._waiting[client]
+    def _unpark(self, most: int) -> None:
+        """Let one wait of each token that may take a slot again wait with the others."""
+        for token in [token for token in self._parked if self._tokens[token] < most]:
+            turns = self._parked[token]
+            for turn, asker in self._in_turn(turns, most):
+                turns.take_turn(turn, asker)
+                self._waiting.add(turn, asker)
+                break
+            if not turns:
+                del self._parked[token]
+
+    def _in_turn(self, group: _Turns, most: int) -> "Iterator[tuple[asyncio.Future[None], Asker]]":
+        """Yield the waits of clients that may take a slot, in turn."""
+        for client, turns in group.items():
+            if client is None or self._clients[client] < most:
+                for turn, asker in turns.items():
+                    if not turn.done():
+                        yield turn, asker
+
+    def _forget(self, turn: "asyncio.Future[None]", asker: Asker) -> None:
+        token = asker[1]
+        if not self._waiting.remove(turn, asker) and token is not None and token in self._parked:
+            self._parked[token].remove(turn, asker)
+            if not self._parked[token]:
+                del self._parked[token]
 
 
 def _expire(turn: "asyncio.Future[None]") -> None:

@@ -1,11 +1,14 @@
 """The slots of one origin: shares, turns, and what becomes of waits that end."""
 
 import asyncio
+import sys
 
 import httpx
 import pytest
 
 from aisbreaker_mw.upstream.transport.slots import NOBODY, Asker, Slots
+
+from ...support import WAIT
 
 
 def fill(slots: Slots, asker: Asker) -> int:
@@ -92,3 +95,100 @@ async def test_a_wait_that_is_over_or_cancelled_takes_nothing() -> None:
     assert not slots.taken
     assert not slots.waited_for
     assert slots.take(object(), ("c", None))
+
+
+async def test_waits_whose_token_has_too_many_have_turns_when_it_has_fewer_again() -> None:
+    slots, order = Slots(20), list[str]()
+    theirs, others = [object() for _ in range(16)], [object() for _ in range(3)]
+    for number, use in enumerate(theirs):
+        assert slots.take(use, (f"holder{number}", "t"))
+    for use in others:
+        assert slots.take(use, (str(use), str(use)))
+    asked = ["a", "a", "b", "c"]
+    waits = [asyncio.create_task(wait(slots, client, "t", order)) for client in asked]
+    ended = asyncio.create_task(wait(slots, "d", "t", order))
+    timed_out = asyncio.create_task(wait(slots, "e", "t", order, 0.01))
+    await asyncio.sleep(0)
+    slots.free(others.pop())  # they are looked at
+    ended.cancel()
+    assert isinstance((await asyncio.gather(ended, timed_out, return_exceptions=True))[1], httpx.PoolTimeout)
+    assert not order
+    assert slots.waited_for
+    while theirs:
+        slots.free(theirs.pop())
+        await asyncio.sleep(0)
+    assert order == ["at", "bt", "ct", "at"]
+    for use in [*others, *await asyncio.gather(*waits)]:
+        slots.free(use)
+    assert not slots.waited_for
+    assert not slots.taken
+
+
+@pytest.mark.parametrize("one", ["client", "token"])
+async def test_a_slot_is_given_at_once_however_many_wait_that_may_not_have_it(one: str) -> None:
+    """Measured in calls of functions, of which a look at each of a thousand waits takes thousands."""
+    slots = Slots(100)
+    held = [object() for _ in range(80)]
+    tasks = []
+    for number, use in enumerate(held):
+        assert slots.take(use, ("them", f"t{number}") if one == "client" else (f"c{number}", "theirs"))
+    others = [object() for _ in range(20)]
+    for number, use in enumerate(others):
+        assert slots.take(use, (f"other{number}", f"other{number}"))
+    order = list[str]()
+    for number in range(1000):
+        client, token = ("them", f"w{number}") if one == "client" else (f"w{number}", "theirs")
+        tasks.append(asyncio.create_task(wait(slots, client, token, order)))
+    await asyncio.sleep(0)
+    slots.free(others.pop())
+    tasks.append(asyncio.create_task(wait(slots, "last", "last", order)))
+    taken = object()
+    assert slots.take(taken, ("newcomer", "newcomer"))
+    await asyncio.sleep(0)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    slots.free(others.pop())
+    sys.setprofile(None)
+    await asyncio.sleep(0)
+    assert order == ["lastlast"]
+    assert calls < 200
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not slots.waited_for
+
+
+async def test_every_wait_ends_with_the_transport() -> None:
+    slots = Slots(20)
+    uses = [object() for _ in range(20)]
+    for number, use in enumerate(uses):
+        assert slots.take(use, (f"c{number}", "theirs" if number < 16 else f"t{number}"))
+    tasks = [asyncio.create_task(wait(slots, client, "theirs", [])) for client in "ab"]
+    await asyncio.sleep(0)
+    slots.free(uses.pop())
+    tasks.append(asyncio.create_task(wait(slots, "c", "theirs", [])))
+    await asyncio.sleep(0)
+    slots.end_waits(lambda: httpx.ConnectError("closed"))
+    async with asyncio.timeout(WAIT):
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends] == [httpx.ConnectError] * 3
+    assert not slots.waited_for
+
+
+async def test_a_slot_that_comes_with_the_end_of_a_wait_goes_to_another() -> None:
+    slots, order = Slots(1), list[str]()
+    use = object()
+    assert slots.take(use, NOBODY)
+    late = asyncio.create_task(wait(slots, "a", "1", order, 0))
+    other = asyncio.create_task(wait(slots, "b", "1", order))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0, slots.free, use)  # in the turn of the loop in which the wait of `late` ends
+    with pytest.raises(httpx.PoolTimeout):
+        await late
+    await other
+    assert order == ["b1"]
