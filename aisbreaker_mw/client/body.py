@@ -151,7 +151,11 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self._receive()
         finally:
             self.waiting = False
-        self._account(message)
+        if message["type"] == "http.request":  # as in _account, without the call
+            self.received += len(message.get("body", b""))
+            if self.received > self._limit:
+                raise PayloadTooLarge
+            self.exhausted = not message.get("more_body", False)
         return message
 
     def _account(self, message: Message) -> None:
