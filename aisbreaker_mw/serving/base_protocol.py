@@ -5,12 +5,16 @@ import contextvars
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl, service_unavailable
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
+
+from ..asgi import OWN_EXTENSIONS
+from .request_head import RequestHead
 
 __all__ = ["BaseProtocol"]
 
@@ -55,6 +59,30 @@ class BaseProtocol(asyncio.Protocol):
         self.client = get_remote_addr(stream)
         self.scheme = "https" if is_ssl(stream) else "http"
         self.server_state.connections.add(cast(Any, self))  # uvicorn's set is typed by its own classes
+
+    def make_scope(self, head: RequestHead) -> dict[str, Any]:
+        """Return the ASGI scope of a request on this connection."""
+        raw_path, _, query = head.target.partition(b"?")
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        root_path = self.config.root_path
+        return {
+            "type": "http",
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "http_version": head.http_version,
+            "method": head.method,
+            "scheme": self.scheme,
+            "path": root_path + path,
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "root_path": root_path,
+            "headers": head.headers,
+            "client": self.client,
+            "server": self.server,
+            "state": self.app_state.copy(),
+            "extensions": OWN_EXTENSIONS,
+        }
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()

@@ -19,13 +19,11 @@ import contextvars
 import socket
 import struct
 from typing import Any
-from urllib.parse import unquote
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
-from ..asgi import OWN_EXTENSIONS
 from ..deadline import NEVER, DeadlineTimer
 from ..exceptions import HeadTooLarge, InvalidRequest, RequestError, RequestTimeout, ServerBusy, ShuttingDown
 from ..http1.heads import END_OF_HEAD, NO_HEAD, write_head
@@ -64,7 +62,6 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
         BaseProtocol.__init__(self, config, server_state, app_state, _loop)
         DeadlineTimer.__init__(self, self.loop)
         self.limits = limits
-        self._asgi_version = config.asgi_version
         self._keep_alive = config.timeout_keep_alive
         self._grace = config.timeout_graceful_shutdown
         self.cycle: ResponseCycle | None = None  # the last request, under way or done
@@ -197,28 +194,7 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
         """Make ready for a request's body and response."""
         self._head_begun = False
         self.deadline = NEVER
-        raw_path, _, query = head.target.partition(b"?")
-        path = raw_path.decode("ascii")
-        if "%" in path:
-            path = unquote(path)
-        root_path = self.config.root_path
-        scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": self._asgi_version, "spec_version": "2.3"},
-            "http_version": head.http_version,
-            "method": head.method,
-            "scheme": self.scheme,
-            "path": root_path + path,
-            "raw_path": root_path.encode("ascii") + raw_path,
-            "query_string": query,
-            "root_path": root_path,
-            "headers": head.headers,
-            "client": self.client,
-            "server": self.server,
-            "state": self.app_state.copy(),
-            "extensions": OWN_EXTENSIONS,
-        }
-        return ResponseCycle(self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue)
+        return ResponseCycle(self, self.make_scope(head), keep_alive=head.keep_alive, expects_continue=head.expects_continue)
 
     def _receive_body(self, data: bytes) -> bytes:
         """Take the part of the body that arrived, and return the bytes after the body."""

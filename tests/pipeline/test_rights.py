@@ -59,6 +59,15 @@ def test_forwarding_headers_do_not_make_a_stranger_local(upstream: RecordingUpst
         assert refused.status_code == 403
 
 
+@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded", "via", "x-real-ip", "cf-connecting-ip"])
+def test_a_request_through_a_proxy_is_not_local(upstream: RecordingUpstream, name: str) -> None:
+    """Its client may send `Host: localhost` from anywhere. The same request without a proxy is remembered, and passes."""
+    with proxy(upstream) as base:
+        token = mint(base, ("", "sk-1"))
+        for headers, status in (({}, 200), ({name: "127.0.0.1"}, 403), ({}, 200)):
+            assert ask(base, CHAT, token, **headers).status_code == status
+
+
 def test_a_service_that_allows_strangers_is_reached(upstream: RecordingUpstream) -> None:
     with proxy(services={"my-vllm": {**ADDED, "base_url": upstream.url, "strangers": "allow"}}) as base:
         assert ask(base, "/my-vllm/v1/models", mint_as(base, "box.local"), host="box.local").status_code == 200
@@ -426,7 +435,7 @@ def test_a_service_gets_no_trace(upstream: RecordingUpstream, method: str) -> No
         token = mint(base, ("", "sk-1"))
         head = f"{method} /openai/v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         answer = raw_exchange(base, f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
-        assert answer.startswith(b"HTTP/1.1 405 " if method == "TRACE" else b"HTTP/1.1 4")
+        assert answer.startswith({"TRACE": b"HTTP/1.1 405 ", "CONNECT": b"HTTP/1.1 400 ", "trace": b"HTTP/1.1 501 "}[method])
         if method == "TRACE":
             assert b"\r\nallow: GET, HEAD, POST" in answer
         assert not upstream.requests
@@ -448,8 +457,8 @@ def test_a_service_gets_no_trace(upstream: RecordingUpstream, method: str) -> No
     ],
 )
 def test_a_header_that_others_understand_does_not_travel(upstream: RecordingUpstream, name: str) -> None:
-    with proxy(upstream) as base:
-        token = mint(base, ("", "sk-1"))
+    with proxy(upstream, minting={"mode": "secret", "secret": "s"}) as base:
+        token = mint(base, ("", "sk-1"), clientSecret="s")
         for _ in range(2):
             assert ask(base, CHAT, token, **{name: "/v1/files", "x-harmless": "yes"}).status_code == 200
             assert b"/v1/files" not in upstream.last.head

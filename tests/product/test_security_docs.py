@@ -95,8 +95,8 @@ def sent_names(rows: Table) -> list[bytes]:
 def test_what_the_page_says_is_not_forwarded_is_not() -> None:
     """To a service that signs nothing: all but AWS's own headers."""
     names = [name for name in sent_names(NOT_FORWARDED) if not name.startswith(b"x-amz-")]
-    with RecordingUpstream() as upstream, proxy(upstream) as base:
-        token = mint(base, ("", "sk-1")).encode()
+    with RecordingUpstream() as upstream, proxy(upstream, minting={"mode": "secret", "secret": "s"}) as base:
+        token = mint(base, ("", "sk-1"), clientSecret="s").encode()
         values = {name: token if name in COMMON_HEADERS else b"stray" for name in names}
         fields = b"".join(b"%b: %b\r\n" % item for item in values.items())
         head = b"GET %b HTTP/1.1\r\nHost: %b\r\nConnection: close, x-nominated\r\nX-Nominated: stray\r\nX_Stray: stray\r\n"
