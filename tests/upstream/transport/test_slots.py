@@ -1,0 +1,54 @@
+"""Slots: whoever gives up a connection makes room for one, and nobody waits for a transport that is closed."""
+
+import httpx
+import pytest
+
+from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
+
+from ...upstreams import Upstream
+from .support import FINE, always, fetch, native_only, timeouts
+from .test_pool import stale_at_the_second_request
+
+
+@native_only
+async def test_an_idle_connection_whose_time_has_passed_makes_room(stack: str) -> None:
+    """Its timer has not fired yet when the next request comes."""
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        await fetch(transport, upstream.port)
+        [pool] = transport._pools.values()
+        [connection] = pool.connections
+        connection.deadline = 0.0
+        assert await fetch(transport, upstream.port, timeout=timeouts(pool=1)) == (200, b"fine")
+        assert upstream.connections == 2
+        await transport.aclose()
+
+
+@native_only
+async def test_a_known_origin_is_not_dialled_after_closing(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled: list[int] = []
+
+    async def resolve(host: str, port: int) -> list[dialing.AddressInfo]:
+        dialled.append(port)
+        return await resolve_really(host, port)
+
+    resolve_really = dialing.resolve
+    monkeypatch.setattr(dialing, "resolve", resolve)
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        await fetch(transport, upstream.port)
+        await transport.aclose()
+        with pytest.raises(httpx.ConnectError, match="the transport is closed"):
+            await fetch(transport, upstream.port)
+        assert dialled == [upstream.port]
+
+
+@native_only
+async def test_a_stale_connection_hands_its_slot_to_the_one_that_replaces_it(stack: str) -> None:
+    script, _ = stale_at_the_second_request()
+    async with Upstream(script) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        for _ in range(3):
+            assert await fetch(transport, upstream.port, timeout=timeouts(pool=1)) == (200, b"fine")
+        assert upstream.connections == 2
+        await transport.aclose()
