@@ -1,13 +1,20 @@
 """Slots: whoever gives up a connection makes room for one, and nobody waits for a transport that is closed."""
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import httpx
 import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
 from ...upstreams import Upstream
-from .support import FINE, always, fetch, native_only, timeouts
+from .support import FINE, always, asyncio_only, fetch, native_only, timeouts
 from .test_pool import stale_at_the_second_request
+
+POOL_TIMEOUT = 7.25
+"""Seconds; no other timer has as many."""
 
 
 @native_only
@@ -51,4 +58,36 @@ async def test_a_stale_connection_hands_its_slot_to_the_one_that_replaces_it(sta
         for _ in range(3):
             assert await fetch(transport, upstream.port, timeout=timeouts(pool=1)) == (200, b"fine")
         assert upstream.connections == 2
+        await transport.aclose()
+
+
+@asyncio_only
+async def test_a_wait_for_a_slot_leaves_no_timer(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each one would hold its connection for `pool` seconds more."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def call_later(delay: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        timer = call_later_really(delay, callback, *arguments)
+        if delay == POOL_TIMEOUT:
+            timers.append(timer)
+        return timer
+
+    call_later_really = loop.call_later
+    monkeypatch.setattr(loop, "call_later", call_later)
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        await asyncio.gather(*(fetch(transport, upstream.port, timeout=timeouts(pool=POOL_TIMEOUT)) for _ in range(3)))
+        assert [timer.cancelled() for timer in timers] == [True, True]
+        await transport.aclose()
+
+
+@native_only
+async def test_a_connection_is_not_idle_beyond_its_age(stack: str) -> None:
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport(keepalive_expiry=100.0, max_connection_age=50.0)
+        await fetch(transport, upstream.port)
+        [pool] = transport._pools.values()
+        [connection] = pool.connections
+        assert connection.deadline == connection.expires_at
         await transport.aclose()
