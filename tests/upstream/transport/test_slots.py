@@ -9,7 +9,7 @@ import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
-from ...upstreams import Upstream
+from ...upstreams import Peer, Upstream, until
 from .support import FINE, always, asyncio_only, fetch, native_only, timeouts
 from .test_pool import stale_at_the_second_request
 
@@ -90,4 +90,56 @@ async def test_a_connection_is_not_idle_beyond_its_age(stack: str) -> None:
         [pool] = transport._pools.values()
         [connection] = pool.connections
         assert connection.deadline == connection.expires_at
+        await transport.aclose()
+
+
+@native_only
+async def test_who_waits_longest_is_next_where_connections_are_not_reused(stack: str) -> None:
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        await fetch(transport, upstream.port, headers=[(b"Connection", b"close")])
+        order.append(number)
+
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        await asyncio.gather(*(one(number) for number in range(10)))
+        await transport.aclose()
+    assert order == list(range(10))
+
+
+@native_only
+@pytest.mark.parametrize("given_up", ["release", "free_slot"])
+async def test_who_is_cancelled_while_waiting_is_passed_over(
+    stack: str, given_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot becomes free before the cancelled task has left the line."""
+    finish = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.head()
+            await finish.wait()
+            await peer.send(FINE)
+
+    async with Upstream(script) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        headers = [(b"Connection", b"close")] if given_up == "free_slot" else []
+        first = asyncio.create_task(fetch(transport, upstream.port, headers=headers))
+        await until(lambda: upstream.connections)
+        [pool] = transport._pools.values()
+        second = asyncio.create_task(fetch(transport, upstream.port))
+        third = asyncio.create_task(fetch(transport, upstream.port))
+        await until(lambda: len(pool._waiters) == 2)
+
+        def give_up(*connection: Any) -> None:
+            second.cancel()
+            give_up_really(*connection)
+
+        give_up_really = getattr(pool, given_up)
+        monkeypatch.setattr(pool, given_up, give_up)
+        finish.set()
+        assert await first == await third == (200, b"fine")
+        with pytest.raises(asyncio.CancelledError):
+            await second
         await transport.aclose()
