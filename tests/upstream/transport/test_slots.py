@@ -143,3 +143,16 @@ async def test_who_is_cancelled_while_waiting_is_passed_over(
         with pytest.raises(asyncio.CancelledError):
             await second
         await transport.aclose()
+
+
+@native_only
+async def test_closing_goes_on_when_another_who_closes_is_cancelled(stack: str) -> None:
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport()
+        await fetch(transport, upstream.port)
+        one, other = asyncio.create_task(transport.aclose()), asyncio.create_task(transport.aclose())
+        await asyncio.sleep(0)
+        one.cancel()
+        await other
+        with pytest.raises(asyncio.CancelledError):
+            await one
