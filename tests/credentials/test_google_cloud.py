@@ -439,3 +439,12 @@ def test_routes(path: str, service_id: str) -> None:
     found = service.resolve("POST", path.encode())[0]
     assert (found.task, found.engine) == (task, engine)
     assert found.errors == "google"
+
+
+def test_a_secret_that_sends_nothing_sends_nothing() -> None:
+    with RecordingUpstream() as upstream:
+        vertex = {"base_url": upstream.url, "keyless": "allow", "credential": {"strategy": "google-cloud", "token_url": upstream.url}}
+        with serve(AIsBreakerMiddleware(None, settings(services={"vertex": vertex}))) as base:
+            token = mint(base, ("", ""))
+            assert httpx.post(base + PATH, json={"contents": []}, headers=bearer(token)).status_code == 200
+        assert not upstream.last.all(b"authorization")

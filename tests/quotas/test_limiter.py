@@ -117,3 +117,20 @@ async def test_an_error_is_logged_once_in_one_line_and_without_the_password(capl
     assert record.getMessage() == (
         "quota storage unavailable, requests are refused: OSError: can't reach redis://user:***@127.0.0.1:1, password '***'"
     )
+
+
+class Uncounted(Broken):
+    """A storage that is down, and is asked about requests without windows."""
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        return await super().consume(buckets, cost) if buckets else None
+
+
+async def test_a_request_without_windows_does_not_bring_a_storage_back() -> None:
+    limiter = QuotaLimiter("redis://127.0.0.1:1")
+    await limiter.aclose()
+    limiter._shared = Uncounted()
+    with pytest.raises(QuotaStorageUnavailable):
+        await limiter.consume([bucket("token", minute=1)])
+    assert await limiter.consume([]) is None
+    assert limiter.health == "unavailable"
