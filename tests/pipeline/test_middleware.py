@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from aisbreaker_mw import AIsBreakerMiddleware, TokenClaims, create_app
-from aisbreaker_mw.asgi import route_path
+from aisbreaker_mw.asgi import OWN_EXTENSIONS, as_pairs, route_path
 from aisbreaker_mw.tokens.sealer import TokenSealer
 
 from ..support import RecordingUpstream, bearer, mint, proxy, raw_exchange, serve, settings, towards
@@ -400,3 +400,37 @@ def test_a_default_header_gives_way_to_the_clients_own() -> None:
         for sent, expected in (({}, b"2023-06-01"), ({"anthropic-version": "2024-01-01"}, b"2024-01-01")):
             assert httpx.post(f"{base}/anthropic/v1/messages", json=CHAT, headers={**bearer(token), **sent}).is_success
             assert upstream.last.all(b"anthropic-version") == [expected]
+
+
+def test_headers_that_the_server_may_still_extend_are_copied() -> None:
+    """uvicorn on httptools appends a chunked request's trailers to the list while the app runs."""
+    plain, chunked = [(b"host", b"a")], [(b"transfer-encoding", b"chunked")]
+    assert as_pairs({"headers": plain}) is plain
+    copied = as_pairs({"headers": chunked})
+    assert copied == chunked
+    assert copied is not chunked
+    assert as_pairs({"headers": chunked, "extensions": OWN_EXTENSIONS}) is chunked
+
+
+@pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT"])
+def test_other_servers_methods_are_refused_too(method: str) -> None:
+    with RecordingUpstream() as upstream:
+        services = {"openai": {"base_url": upstream.url, "strangers": "allow"}}
+        client = TestClient(create_app(settings(services=services)))
+        refused = client.request(method, "/openai/v1/models", headers=bearer("aisbreaker_any"))
+        assert refused.status_code == 405
+        assert not upstream.requests
+
+
+def test_an_embedded_service_sees_the_decoded_path() -> None:
+    with proxy() as base:
+        assert httpx.get(f"{base}/dummy/v1/m%6Fdels", headers=bearer(mint(base, ("", "")))).status_code == 200
+
+
+def test_an_error_speaks_the_routes_dialect_not_the_services() -> None:
+    with proxy() as base:
+        answers = [httpx.post(f"{base}/gemini/v1beta/{path}", json=CHAT) for path in ("openai/chat/completions", "models/m:x")]
+        assert [sorted(answer.json()["error"]) for answer in answers] == [
+            ["code", "message", "param", "type"],
+            ["code", "message", "status"],
+        ]
