@@ -2,8 +2,8 @@
 Runs `aisbreaker` and measures the turns of its event loop: `python benchmarks/turns.py FILE serve --port 3000`
 
 From the first connection on, a callback runs in each turn. On SIGUSR1 two lengths, in milliseconds, are written to the file,
-and the next measurement begins: the most processor time of a turn, and the longest turn by the clock. The first is what the server
-does. The second counts the time, too, that the system gives to other processes.
+and the next measurement begins: the most processor time of a turn, and the longest turn by the clock. The first is what the
+server does. The second counts the time, too, that the system gives to other processes.
 """
 
 import asyncio
