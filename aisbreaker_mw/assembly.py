@@ -7,6 +7,7 @@ import httpx
 
 from .admission import AdmissionPolicy, Admissions
 from .client.address import ClientIdentifier
+from .client.body import BodyMemory
 from .client.host import HostNames
 from .credentials.authorizer import Authorizer
 from .endpoints.endpoints import Endpoints
@@ -128,6 +129,7 @@ def assemble(settings: Settings, transport: httpx.AsyncBaseTransport | None, clo
             websockets=WebSocketProxy(timeouts, proxy.slot, clock=clock),
             origins=settings.cors_origins,
             max_body_bytes=upstream.max_body_bytes,
+            body_memory=BodyMemory(upstream.max_buffered_bytes),
         ),
         endpoints=Endpoints(
             token=TokenEndpoint(

@@ -27,6 +27,7 @@ The tree of errors.
         ├── QuotaStorageUnavailable        503 quota_storage_unavailable
         ├── UpstreamBusy                   503 upstream_busy
         ├── ServerBusy                     503 server_busy
+        ├── TooMuchBuffered                503 too_much_buffered
         ├── ShuttingDown                   503 server_shutting_down
         ├── UpstreamTimeout                504 upstream_timeout
         ├── VersionUnsupported             505 http_version_unsupported
@@ -329,6 +330,14 @@ class ServerBusy(_Retryable):
     status = 503
     code = "server_busy"
     message = "The server has too many open connections. Retry later."
+
+
+class TooMuchBuffered(_Retryable):
+    """The memory for request bodies is used up (`upstream.max_buffered_bytes`)."""
+
+    status = 503
+    code = "too_much_buffered"
+    message = "The server holds too many request bodies. Retry later."
 
 
 class ShuttingDown(_Retryable):

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .admission import Admissions, ServiceRequest
 from .client.address import ClientIdentifier
-from .client.body import RequestBody
+from .client.body import BodyMemory, RequestBody
 from .client.exchange import Exchange, conclude
 from .client.handshake import from_allowed_page, read_handshake
 from .credentials.authorizer import Authorizer
@@ -38,6 +38,7 @@ class Relay:
         websockets: carries a WebSocket to its service.
         origins: pages that may open a WebSocket, or `*`.
         max_body_bytes: largest request body, in bytes.
+        body_memory: memory for the request bodies that are held.
     """
 
     clients: ClientIdentifier
@@ -49,6 +50,7 @@ class Relay:
     websockets: WebSocketProxy
     origins: Sequence[str]
     max_body_bytes: int
+    body_memory: BodyMemory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, service: Service, path: bytes) -> None:
         """
@@ -66,7 +68,7 @@ class Relay:
         await conclude(exchange, relay(scope, receive, exchange, service, path[1 + len(service.name) :]))
 
     async def _relay(self, scope: Scope, receive: Receive, exchange: Exchange, service: Service, rest: bytes) -> None:
-        body = RequestBody(receive, self.max_body_bytes)
+        body = RequestBody(receive, self.max_body_bytes, self.body_memory)
         request = await self._prepare(scope, exchange, service, rest, body)
         if not service.embedded:
             await self.proxy(request, body, receive, exchange)
@@ -85,7 +87,9 @@ class Relay:
             raise ServiceNotAllowed("This server's services are not open to pages of this origin.")
         handshake = read_handshake(scope["headers"])
         scope = {**scope, "method": "GET", "headers": handshake.headers}
-        request = await self._prepare(scope, exchange, service, rest, RequestBody(receive, self.max_body_bytes))
+        request = await self._prepare(
+            scope, exchange, service, rest, RequestBody(receive, self.max_body_bytes, self.body_memory)
+        )
         await self.websockets(request, handshake, receive, exchange)
 
     async def _prepare(

@@ -148,6 +148,7 @@ class UpstreamSettings(_Section):
     max_connections: Count = 1000
     fair_share: Count = 4
     max_body_bytes: Count = 1 << 30
+    max_buffered_bytes: Count = 1 << 28
     max_engine_scan_bytes: Count = 32 << 20
     forward_client_address: bool = False
     """Whether X-Forwarded-For and its like are forwarded as the client sent them."""

@@ -7,7 +7,7 @@ from typing import Self
 import httpx
 from starlette.types import Message, Receive, Scope
 
-from ..exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError
+from ..exceptions import ClientDisconnected, InvalidRequest, PayloadTooLarge, RequestError, TooMuchBuffered
 from ..http1.heads import MalformedHead, read_length
 
 _PIECE = 256 * 1024
@@ -23,9 +23,9 @@ _MOST_AHEAD = 8 << 20
 """Most bytes of one body that are received before anybody takes them."""
 
 
-class ReadAhead:
+class BodyMemory:
     """
-    The memory for bodies that are received before anybody takes them.
+    The memory of this process for request bodies that are held: read ahead, read for their engine, signed, or kept for a retry.
 
     Args:
         limit: most bytes of all of them.
@@ -35,6 +35,32 @@ class ReadAhead:
 
     def __init__(self, limit: int) -> None:
         self.left = limit
+
+
+class _Held:
+    """
+    The bytes that one request holds. They are given back when the request's body is freed.
+
+    Args:
+        memory: bounds them, with those of the other requests.
+    """
+
+    __slots__ = ("memory", "size")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self.memory = memory
+        self.size = 0
+
+    def grow(self, size: int) -> bool:
+        """Hold more bytes. Return False, and hold no more, where there is no room."""
+        if size > self.memory.left:
+            return False
+        self.memory.left -= size
+        self.size += size
+        return True
+
+    def __del__(self) -> None:
+        self.memory.left += self.size
 
 
 class _Ahead:
@@ -47,7 +73,7 @@ class _Ahead:
 
     __slots__ = ("changed", "client_gone", "failure", "held", "memory")
 
-    def __init__(self, memory: ReadAhead) -> None:
+    def __init__(self, memory: BodyMemory) -> None:
         self.memory = memory
         self.held = 0
         """Bytes counted in `memory`."""
@@ -71,15 +97,18 @@ class RequestBody(httpx.AsyncByteStream):
     Args:
         receive: `receive` of the request's ASGI call.
         limit: largest body, in bytes; a longer one is 413.
+        memory: memory for the parts of it that are held; unbounded where None.
     """
 
     __slots__ = (
         "_ahead",
         "_buffered",
+        "_held",
         "_kept",
         "_kept_limit",
         "_length",
         "_limit",
+        "_memory",
         "_receive",
         "_whole",
         "exhausted",
@@ -89,7 +118,7 @@ class RequestBody(httpx.AsyncByteStream):
         "waiting",
     )
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: int, memory: BodyMemory | None = None) -> None:
         self._receive = receive
         self._limit = limit
         self.received = 0
@@ -100,6 +129,8 @@ class RequestBody(httpx.AsyncByteStream):
         self._kept: bytearray | None = None
         self._kept_limit = 0
         self._ahead: _Ahead | None = None
+        self._memory = memory
+        self._held: _Held | None = None
         self.present = True
         """Whether the request has a body, received or not."""
         self.exhausted = False
@@ -151,7 +182,11 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self._receive()
         finally:
             self.waiting = False
-        self._account(message)
+        if message["type"] == "http.request":  # as in _account, without the call
+            self.received += len(message.get("body", b""))
+            if self.received > self._limit:
+                raise PayloadTooLarge
+            self.exhausted = not message.get("more_body", False)
         return message
 
     def _account(self, message: Message) -> None:
@@ -179,18 +214,16 @@ class RequestBody(httpx.AsyncByteStream):
         """Whether `read_ahead` has seen the client disconnect."""
         return self._ahead is not None and self._ahead.client_gone
 
-    async def read_ahead(self, memory: ReadAhead) -> None:
+    async def read_ahead(self) -> None:
         """
         Receive the body before it is asked for, to see whether the client is still there.
 
         From now on `receive` gives what arrives here. Returns when the client has gone (`client_gone`), when the body is whole,
         or when the service wants no more of it.
-
-        Args:
-            memory: bounds what is held.
         """
         if not self.reading or self.exhausted:
             return
+        memory = self._memory or BodyMemory(_MOST_AHEAD)
         ahead = self._ahead = _Ahead(memory)
         while self.reading and not self.exhausted and not ahead.client_gone and ahead.failure is None:
             if self._buffered and (len(self._buffered) >= _MOST_AHEAD or memory.left <= 0):
@@ -265,6 +298,7 @@ class RequestBody(httpx.AsyncByteStream):
 
         Raises:
             RequestError: the body is over `limit`; the error is the one that `too_large` made.
+            TooMuchBuffered: the memory for bodies is used up.
             ClientDisconnected: the client disconnected.
         """
         collected, self._buffered = self._buffered, bytearray()
@@ -272,9 +306,12 @@ class RequestBody(httpx.AsyncByteStream):
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
-            collected += message.get("body", b"")
+            piece = message.get("body", b"")
+            collected += piece
             if len(collected) > limit:
                 raise too_large()
+            if not self._hold(len(piece)):
+                raise TooMuchBuffered
         self._buffered = collected
         return collected
 
@@ -317,7 +354,15 @@ class RequestBody(httpx.AsyncByteStream):
 
     def _keep_piece(self, piece: bytes) -> None:
         assert self._kept is not None  # noqa: S101 - the caller has checked it
-        if len(self._kept) + len(piece) > self._kept_limit:
+        if len(self._kept) + len(piece) > self._kept_limit or not self._hold(len(piece)):
             self._kept = None
         else:
             self._kept += piece
+
+    def _hold(self, size: int) -> bool:
+        """Count bytes that are held until the request has ended. Return False where there is no memory for them."""
+        if self._memory is None:
+            return True
+        if self._held is None:
+            self._held = _Held(self._memory)
+        return self._held.grow(size)

@@ -4,8 +4,6 @@ from ipaddress import IPv6Address, ip_address
 
 from starlette.types import Scope
 
-from ..http1.fields import CLIENT_ADDRESS
-
 __all__ = ["comes_from_this_machine", "has_loopback_peer", "is_local_name", "is_loopback_host", "is_private_host"]
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
@@ -43,18 +41,13 @@ def comes_from_this_machine(scope: Scope, host: str) -> bool:
     """
     Return whether a request comes over loopback, or a Unix domain socket, and asks for a loopback host.
 
-    A forwarding header never makes a request local. It tells of a proxy on this machine, whose client may be anywhere and may
-    ask for any Host.
+    Forwarding headers are not looked at. A proxy on this machine passes the Host that its client asked for.
 
     Args:
         scope: ASGI scope of the request.
         host: the request's host, lower case, without port.
     """
-    return (
-        is_loopback_host(host)
-        and has_loopback_peer(scope)
-        and CLIENT_ADDRESS.isdisjoint([name for name, _ in scope["headers"]])
-    )
+    return is_loopback_host(host) and has_loopback_peer(scope)
 
 
 def has_loopback_peer(scope: Scope) -> bool:

@@ -40,6 +40,7 @@ class BaseProtocol(asyncio.Protocol):
         if not config.loaded:
             config.load()
         self.config = config
+        self._asgi_version = config.asgi_version
         self.server_state = server_state
         self.app_state = app_state
         self.loop = loop or asyncio.get_event_loop()
@@ -69,7 +70,7 @@ class BaseProtocol(asyncio.Protocol):
         root_path = self.config.root_path
         return {
             "type": "http",
-            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self._asgi_version, "spec_version": "2.3"},
             "http_version": head.http_version,
             "method": head.method,
             "scheme": self.scheme,

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from starlette.types import Receive
 
-from ..client.body import ReadAhead, RequestBody
+from ..client.body import RequestBody
 from ..client.exchange import Exchange
 from ..exceptions import AIsBreakerError, ClientDisconnected, RequestTimeout, ResponseInterrupted
 
@@ -16,8 +16,6 @@ UPLOAD_RATE = 16 * 1024
 """Least bytes per second of an upload that keeps its slot while others wait for one."""
 UPLOAD_WINDOW = 10.0
 """Seconds over which that rate is measured. Only time in which the client keeps the service waiting counts."""
-READ_AHEAD = 64 << 20
-"""Most bytes held of all bodies that services do not take, to see whether their clients are still there."""
 LOOKS = 8
 """Looks at a client that does not read, in the time after which it is cut off."""
 
@@ -73,12 +71,9 @@ class WatchedRequest:
         self.origin = origin
         self.error: AIsBreakerError | None = None
 
-    def begin(self, ahead: ReadAhead) -> bool:
+    def begin(self) -> bool:
         """
         Watch for a disconnect from now on. Return False where more of the body is to be sent.
-
-        Args:
-            ahead: memory for the bodies that services do not take.
         """
         body = self._body
         uploading = body.reading and not body.exhausted
@@ -88,7 +83,7 @@ class WatchedRequest:
             self._upload.measure()
         # Whoever waits for more of the body sees the client go. Where the service takes no more, nobody waits.
         if self._watch is None and not (uploading and body.waiting):
-            self._watch = self._task.get_loop().create_task(self._wait(ahead))
+            self._watch = self._task.get_loop().create_task(self._wait())
         if uploading:
             return False
         body.stop_reading_ahead()
@@ -127,8 +122,8 @@ class WatchedRequest:
             self._watch.cancel()
             self._watch = None  # the traceback of its cancellation refers to this object
 
-    async def _wait(self, ahead: ReadAhead) -> None:
-        await self._body.read_ahead(ahead)
+    async def _wait(self) -> None:
+        await self._body.read_ahead()
         # Parts of the body may still come that the upstream did not read.
         while not self._body.client_gone and (await self._receive())["type"] != "http.disconnect":
             pass
@@ -154,7 +149,6 @@ class DisconnectWatcher:
         self._loop = loop
         self._crowded = crowded
         self._look_interval = unread / LOOKS
-        self._ahead = ReadAhead(READ_AHEAD)
         self._timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._new: set[WatchedRequest] = set()
@@ -181,7 +175,7 @@ class DisconnectWatcher:
     def _go_round(self) -> None:
         uploads: set[WatchedRequest] = set()
         for request in self._due:
-            if request.begin(self._ahead):
+            if request.begin():
                 self._begun.add(request)
             else:
                 uploads.add(request)
