@@ -7,11 +7,12 @@ SERVE_ARGS ?=
 TEST_ARGS ?=
 TEST_WORKERS ?= auto
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 FUZZ_EXAMPLES ?= 20000
 FUZZ_TARGETS := tests/product/test_faithful.py tests/serving/test_differential.py tests/serving/test_fuzz.py \
 	tests/upstream/transport/test_fuzz.py
 
-.PHONY: demo serve test test-lowest lint format fuzz bench clean
+.PHONY: demo serve test test-lowest lint format fuzz soak bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/aisbreaker demo $(DEMO_ARGS)
@@ -40,6 +41,11 @@ format: $(VENV)/.dev
 # The fuzz targets of the tests, for longer than the tests have time.
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q $(FUZZ_TARGETS)
+
+# 30 minutes of random faults, which a well-behaved client must not notice and memory must outlive. SOAK_ARGS="--minutes 2" is for
+# a look.
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
 
 # The data path beside its peers, then the quotas beside their library's own. Needs nginx, wrk, cc and npm. BENCH_ARGS=--quick
 # is for a look.

@@ -115,10 +115,11 @@ class RequestBody(httpx.AsyncByteStream):
         if self._ahead is not None:
             return await self._receive_ahead(self._ahead)
         self.waiting = True
-        message = await self._receive()
-        self.waiting = False
-        # As in `_account`: a call for each message would cost as much as the rest of this.
-        if message["type"] == "http.request":
+        try:
+            message = await self._receive()
+        finally:
+            self.waiting = False
+        if message["type"] == "http.request":  # as in _account, without the call
             self.received += len(message.get("body", b""))
             if self.received > self._limit:
                 raise PayloadTooLarge

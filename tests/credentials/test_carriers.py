@@ -447,3 +447,7 @@ def test_a_token_in_a_wrong_place_never_passes_for_a_foreign_credential(carrier:
     with pytest.raises(InvalidRequest) as refusal:
         find([header(name, before + TOKEN)], b"", PLACES_OF_KEYS)
     assert TOKEN not in str(refusal.value)
+
+
+def test_a_key_goes_whose_parameter_has_a_space_in_its_name() -> None:
+    assert without_keys(b"api+key=secret&a=1", KeyPlaces.of((), ("api key",))) == b"a=1"

@@ -439,3 +439,33 @@ def test_routes(path: str, service_id: str) -> None:
     found = service.resolve("POST", path.encode())[0]
     assert (found.task, found.engine) == (task, engine)
     assert found.errors == "google"
+
+
+def test_a_secret_that_sends_nothing_sends_nothing() -> None:
+    with RecordingUpstream() as upstream:
+        vertex = {"base_url": upstream.url, "keyless": "allow", "credential": {"strategy": "google-cloud"}}
+        with serve(AIsBreakerMiddleware(None, settings(services={"vertex": vertex}))) as base:
+            token = mint(base, ("", ""))
+            assert httpx.post(base + PATH, json={"contents": []}, headers=bearer(token)).status_code == 200
+        assert not upstream.last.all(b"authorization")
+
+
+def test_a_token_that_lives_shortly_is_used_for_half_of_its_life(google: Google) -> None:
+    google.answer = ok(b'{"access_token":"ya29.short","expires_in":100}')
+    token = mint(google.base, ("", encoded(USER)))
+    for passed, issued in ((0, 1), (49, 1), (2, 2)):
+        google.clock.now += passed
+        assert google.ask_with(token).status_code == 200
+        assert google.issued == issued
+
+
+def test_a_token_response_that_is_too_large_is_not_read(google: Google) -> None:
+    google.answer = ok(b'{"access_token":"ya29.large","padding":"' + b"x" * 70_000 + b'"}')
+    assert google.ask(encoded(USER)).status_code == 502
+    assert not google.vertex.requests
+
+
+@pytest.mark.parametrize("project", ["two words", "a\r\nx-injected: 1", "", "p" * 257, 7])
+def test_a_project_that_is_none_is_not_billed(google: Google, project: Any) -> None:
+    assert google.ask(encoded({**USER, "quota_project_id": project})).status_code == 200
+    assert not google.vertex.last.all(b"x-goog-user-project")

@@ -391,3 +391,10 @@ def test_how_long_a_secret_rests(status: int, headers: list[tuple[bytes, bytes]]
 )
 def test_retry_after(headers: list[tuple[bytes, bytes]], seconds: float | None) -> None:
     assert retry_after(headers, NOW) == seconds
+
+
+def test_each_pattern_of_a_token_has_its_own_turns() -> None:
+    rotation = Rotation(Clock())
+    assert [rotation.begin("a", "chat:openai.com", 3).take() for _ in range(3)] == [0, 1, 2]
+    assert [rotation.begin("a", "chat:anthropic.com", 2).take() for _ in range(3)] == [0, 1, 0]
+    assert [rotation.begin("b", "chat:openai.com", 3).take() for _ in range(2)] == [0, 1]

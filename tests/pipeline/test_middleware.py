@@ -1,5 +1,6 @@
 """The three ways of a request: through the middleware wrapped around an app, mounted under one, and alone."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -16,10 +17,10 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from aisbreaker_mw import AIsBreakerMiddleware, TokenClaims, create_app
-from aisbreaker_mw.asgi import route_path
+from aisbreaker_mw.asgi import OWN_EXTENSIONS, as_pairs, route_path
 from aisbreaker_mw.tokens.sealer import TokenSealer
 
-from ..support import RecordingUpstream, bearer, mint, proxy, serve, settings, towards
+from ..support import RecordingUpstream, bearer, mint, proxy, raw_exchange, serve, settings, towards
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -333,6 +334,8 @@ def test_lifespan_reaches_the_app_and_closes_ours() -> None:
         (b"/ai/a%2Fb", "/ai/a/b", "/ai", b"/a%2Fb"),
         (b"/%61i/a", "/ai/a", "/ai", b"/a"),
         (b"/ai", "/ai", "/ai", b"/"),
+        (b"/ai", "/ai", "/ai/", b"/"),
+        (b"/ai/a", "/ai/a", "/ai/", b"/a"),
         (b"/ai/", "/ai/", "/ai/", b"/"),
         (b"/x/y/z", "/x/y/z", "/x/y", b"/z"),
         (b"/openai/v1", "/openai/v1", "/ai", b"/openai/v1"),
@@ -354,3 +357,80 @@ def test_alone_every_other_path_is_not_found() -> None:
         token = mint(base, ("", ""), quotas={"globalRequestLimits": {"requestsPerMinute": 1}})
         assert httpx.get(f"{base}/page", headers=bearer(token)).status_code == 404
         assert httpx.get(f"{base}/dummy/v1/models", headers=bearer(token)).status_code == 200  # the 404 cost nothing
+
+
+@pytest.mark.parametrize("kind", ["complete", "failed"])
+def test_a_shutdown_of_the_app_closes_ours_whether_or_not_it_succeeds(kind: str) -> None:
+    closed: list[bool] = []
+
+    class Transport(httpx.AsyncHTTPTransport):
+        async def aclose(self) -> None:
+            closed.append(True)
+            await super().aclose()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": f"lifespan.shutdown.{kind}"})
+
+    async def run() -> list[Any]:
+        wrapped = AIsBreakerMiddleware(app, settings(), transport=Transport())
+        assert wrapped._parts.proxy.transport is not None  # opens it
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await wrapped({"type": "lifespan"}, send, send)
+        return sent
+
+    assert asyncio.run(run()) == [{"type": f"lifespan.shutdown.{kind}"}]
+    assert closed == [True]
+
+
+def test_an_endpoint_takes_no_websocket() -> None:
+    """It is refused as on any other path that is none of a service."""
+    head = b"GET /api/v1/ping HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with proxy() as base:
+        answer = raw_exchange(base, head + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_default_header_gives_way_to_the_clients_own() -> None:
+    with RecordingUpstream() as upstream, proxy(upstream, "anthropic") as base:
+        token = mint(base, ("", "sk-1"))
+        for sent, expected in (({}, b"2023-06-01"), ({"anthropic-version": "2024-01-01"}, b"2024-01-01")):
+            assert httpx.post(f"{base}/anthropic/v1/messages", json=CHAT, headers={**bearer(token), **sent}).is_success
+            assert upstream.last.all(b"anthropic-version") == [expected]
+
+
+def test_headers_that_the_server_may_still_extend_are_copied() -> None:
+    """uvicorn on httptools appends a chunked request's trailers to the list while the app runs."""
+    plain, chunked = [(b"host", b"a")], [(b"transfer-encoding", b"chunked")]
+    assert as_pairs({"headers": plain}) is plain
+    copied = as_pairs({"headers": chunked})
+    assert copied == chunked
+    assert copied is not chunked
+    assert as_pairs({"headers": chunked, "extensions": OWN_EXTENSIONS}) is chunked
+
+
+@pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT"])
+def test_other_servers_methods_are_refused_too(method: str) -> None:
+    with RecordingUpstream() as upstream:
+        services = {"openai": {"base_url": upstream.url, "strangers": "allow"}}
+        client = TestClient(create_app(settings(services=services)))
+        refused = client.request(method, "/openai/v1/models", headers=bearer("aisbreaker_any"))
+        assert refused.status_code == 405
+        assert not upstream.requests
+
+
+def test_an_embedded_service_sees_the_decoded_path() -> None:
+    with proxy() as base:
+        assert httpx.get(f"{base}/dummy/v1/m%6Fdels", headers=bearer(mint(base, ("", "")))).status_code == 200
+
+
+def test_an_error_speaks_the_routes_dialect_not_the_services() -> None:
+    with proxy() as base:
+        answers = [httpx.post(f"{base}/gemini/v1beta/{path}", json=CHAT) for path in ("openai/chat/completions", "models/m:x")]
+        assert [sorted(answer.json()["error"]) for answer in answers] == [
+            ["code", "message", "param", "type"],
+            ["code", "message", "status"],
+        ]

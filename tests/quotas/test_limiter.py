@@ -1,5 +1,6 @@
 """The limiter refuses what it can't use, in one line, and never says a password."""
 
+import asyncio
 import importlib.util
 
 import pytest
@@ -117,3 +118,50 @@ async def test_an_error_is_logged_once_in_one_line_and_without_the_password(capl
     assert record.getMessage() == (
         "quota storage unavailable, requests are refused: OSError: can't reach redis://user:***@127.0.0.1:1, password '***'"
     )
+
+
+class Uncounted(Broken):
+    """A storage that is down, and is asked about requests without windows."""
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        return await super().consume(buckets, cost) if buckets else None
+
+
+async def test_a_request_without_windows_does_not_bring_a_storage_back() -> None:
+    limiter = QuotaLimiter("redis://127.0.0.1:1")
+    await limiter.aclose()
+    limiter._shared = Uncounted()
+    with pytest.raises(QuotaStorageUnavailable):
+        await limiter.consume([bucket("token", minute=1)])
+    assert await limiter.consume([]) is None
+    assert limiter.health == "unavailable"
+
+
+class Slow(Broken):
+    """A storage that is down, and takes its time to say so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.down = asyncio.Event()
+
+    async def consume(self, buckets: Buckets, cost: int = 1) -> Decision | None:
+        self.asked += 1
+        await self.down.wait()
+        return await super().consume(buckets, cost)
+
+
+async def test_one_request_at_a_time_tries_a_storage_that_is_down() -> None:
+    limiter = QuotaLimiter("redis://127.0.0.1:1", on_storage_error="allow", timeout=10)
+    await limiter.aclose()
+    limiter._shared = storage = Slow()
+    storage.down.set()
+    assert await limiter.consume([bucket("token", minute=1)]) is None
+    storage.down.clear()
+    trying = asyncio.create_task(limiter.consume([bucket("token", minute=1)]))
+    await asyncio.sleep(0)
+    assert await limiter.consume([bucket("token", minute=1)]) is None
+    assert storage.asked == 2
+    storage.down.set()
+    assert await trying is None
+    assert await limiter.consume([bucket("token", minute=1)]) is None
+    assert storage.asked == 3

@@ -364,3 +364,12 @@ class TestStrategiesOfLimits:
         await storage.clear("a")
         assert await storage.get("a") == 0
         assert admitted(storage, token, times=19) == 10
+
+
+async def test_a_fixed_window_that_was_cleared_begins_anew(storage: MemoryQuotaStorage, clock: Clock) -> None:
+    assert await storage.incr("a", 60) == 1
+    clock.pass_seconds(40)
+    await storage.clear("a")
+    assert await storage.incr("a", 60) == 1
+    clock.pass_seconds(40)
+    assert await storage.incr("a", 60) == 2

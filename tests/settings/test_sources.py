@@ -53,6 +53,7 @@ def test_defaults(configure: Configure) -> None:
             "max_connections": 1000,
             "fair_share": 4,
             "max_body_bytes": 1_073_741_824,
+            "max_buffered_bytes": 268_435_456,
             "max_engine_scan_bytes": 32 * 1024 * 1024,
             "forward_client_address": False,
         },

@@ -1,6 +1,7 @@
 """A response never quotes the credential, and never acts in this origin."""
 
 import gzip
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -234,3 +235,23 @@ def test_a_page_of_a_service_is_no_page_of_this_origin(
         headers = ask_for(base).headers
         assert (headers.get("content-security-policy") == "sandbox") is inert
         assert (headers.get("x-content-type-options") == "nosniff") is inert
+
+
+def test_a_credential_in_html_is_replaced_with_its_character_references() -> None:
+    assert redact_text(b"key sk-abcdefgh&amp;, sk-abcdefgh&, sk-abcdefgh%26", "sk-abcdefgh&") == b"key ***, ***, ***"
+
+
+@pytest.mark.parametrize("transport", ["native", "httpx"])
+def test_an_error_that_comes_in_pieces_does_not_show_the_credential(transport: str) -> None:
+    """Its first bytes have reached this server before the rest is sent."""
+
+    def in_pieces(request: Any, connection: Any) -> None:
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(QUOTING))
+        for at in range(0, len(QUOTING), 20):
+            time.sleep(0.02)
+            connection.sendall(QUOTING[at : at + 20])
+
+    with RecordingUpstream(in_pieces) as upstream, proxy(upstream, upstream={"transport": transport}) as base:
+        response = ask_for(base)
+    assert response.status_code == 403
+    assert response.content == QUOTING.replace(SECRET.encode(), b"***")

@@ -27,7 +27,6 @@ from ..support import (
     proxy,
     serve,
     settings,
-    towards,
     wait_until,
 )
 
@@ -58,8 +57,16 @@ def holding(release: threading.Event) -> Callable[[Recorded, socket.socket], byt
 def through(script: Any, slots: int, **upstream: Any) -> Iterator[tuple[str, RecordingUpstream]]:
     """Run a proxy that believes in X-Forwarded-For, with so many connections to its service."""
     limits = {"max_connections": slots, **upstream}
-    with RecordingUpstream(script) as recording, proxy(recording, upstream=limits, trusted_proxies=["127.0.0.1"]) as base:
+    with (
+        RecordingUpstream(script) as recording,
+        proxy(services=open_to_all(recording.url), upstream=limits, trusted_proxies=["127.0.0.1"]) as base,
+    ):
         yield base, recording
+
+
+def open_to_all(url: str) -> dict[str, dict[str, str]]:
+    """A service for clients that, by their headers, are not on this machine."""
+    return {"openai": {"base_url": url, "strangers": "allow"}}
 
 
 def head(token: str, client: str, path: str = "/openai/v1/held", method: str = "GET", *headers: str) -> bytes:
@@ -155,7 +162,7 @@ def test_a_client_that_does_not_read_is_cut_off(server: str, transport: str, cap
     caplog.set_level(logging.INFO, "aisbreaker_mw.access")
     with RecordingUpstream(big) as upstream:
         limits = {"idle_timeout": "400ms", "transport": transport}
-        app = create_app(settings(upstream=limits, services=towards(upstream)))
+        app = create_app(settings(upstream=limits, services=open_to_all(upstream.url)))
         with serve(app, **({} if server == "ours" else {"http": server})) as base, connect(base) as client:
             client.sendall(head(mint(base, ("", "sk-one")), OTHER))
             wait_until(lambda: "client_not_reading" in caplog.text, "the cut")
@@ -187,7 +194,7 @@ def test_a_vanished_uploader_is_noticed_while_the_service_reads_nothing(
     caplog.set_level(logging.INFO, "aisbreaker_mw.access")
     with socket.create_server(("127.0.0.1", 0)) as service:
         service.settimeout(WAIT)
-        services = {"openai": {"base_url": f"http://127.0.0.1:{service.getsockname()[1]}"}}
+        services = open_to_all(f"http://127.0.0.1:{service.getsockname()[1]}")
         with proxy(services=services, upstream={"transport": transport}) as base:
             token = mint(base, ("", "sk-one"))
             with connect(base, seconds=0.2) as client:
@@ -215,7 +222,7 @@ def test_an_upload_that_was_read_ahead_arrives_whole() -> None:
 
     body = bytes(range(256)) * (40 << 12)  # 40 MB: more than is read ahead, and than the kernel holds
     with socket.create_server(("127.0.0.1", 0)) as service, ThreadPoolExecutor() as threads:
-        services = {"openai": {"base_url": f"http://127.0.0.1:{service.getsockname()[1]}"}}
+        services = open_to_all(f"http://127.0.0.1:{service.getsockname()[1]}")
         with proxy(services=services) as base:
             served = threads.submit(serve_slowly, service)
             threading.Timer(4 * DISCONNECT_CHECK, reading.set).start()

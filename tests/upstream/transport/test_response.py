@@ -1,5 +1,7 @@
 """HTTP/1.1 messages without I/O: every answer, in whatever pieces it comes."""
 
+import contextlib
+
 import httpx
 import pytest
 
@@ -126,3 +128,24 @@ def test_a_request_that_could_be_read_otherwise_is_refused(
 def test_a_request_is_written_as_given() -> None:
     request = outgoing((b"hOsT", b"x"), (b"X-Odd", b" \xff\x80 "), (b"A", b""), target=b"//a/../%zz?;=[]|^\xff")
     assert request.take() == [b"POST //a/../%zz?;=[]|^\xff HTTP/1.1\r\nhOsT: x\r\nX-Odd:  \xff\x80 \r\nA: \r\n\r\n"]
+
+
+@pytest.mark.parametrize(("interim", "taken"), [(16, True), (17, False)])
+def test_at_most_sixteen_interim_responses_come_first(interim: int, taken: bool) -> None:
+    reader = ResponseReader()
+    data = b"HTTP/1.1 103 Early Hints\r\n\r\n" * interim + b"HTTP/1.1 204 No Content\r\n\r\n"
+    with contextlib.nullcontext() if taken else pytest.raises(httpx.RemoteProtocolError):
+        reader.receive(data)
+    assert (reader.status == 204) is taken
+
+
+def test_a_long_stream_may_carry_any_number_of_small_chunks() -> None:
+    """Only what comes between two bytes of the body is bounded."""
+    reader = ResponseReader()
+    reader.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(15_000):
+        reader.receive(b"1\r\n")
+        reader.receive(b"x")
+        reader.receive(b"\r\n")
+    reader.receive(b"0\r\n\r\n")
+    assert reader.take() == b"x" * 15_000
