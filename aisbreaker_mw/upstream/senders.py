@@ -116,6 +116,7 @@ class NativeSender:
     async def send(
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
+        """Send a request; see `Sender`."""
         origin = self._origins.get(request.origin) or self._find_origin(request)
         claims = exchange.claims
         asker = exchange.client, None if claims is None else claims.jti
@@ -126,6 +127,7 @@ class NativeSender:
         return Received(reader.status, reader.fields, reader.length, stream)
 
     def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for a connection; see `Sender`."""
         return origin in self._origins and self._transport.crowded(self._origins[origin])
 
     def slot(
@@ -157,6 +159,7 @@ class HTTPXSender:
     async def send(
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
+        """Send a request; see `Sender`."""
         response = await self._transport.handle_async_request(
             httpx.Request(
                 request.method,
@@ -172,6 +175,7 @@ class HTTPXSender:
         return Received(response.status_code, headers, _length(headers), stream)
 
     def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for a connection; see `Sender`."""
         return False
 
     def slot(
