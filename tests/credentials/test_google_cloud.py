@@ -503,3 +503,9 @@ def test_an_exchange_of_another_event_loop_is_not_waited_for() -> None:
         first.run(begin())
         with asyncio.Runner() as second:
             assert second.run(authorize()).headers[0] == (b"authorization", b"Bearer ya29.second")
+
+
+@pytest.mark.parametrize("project", ["two words", "a\r\nx-injected: 1", "", "p" * 257, 7])
+def test_a_project_that_is_none_is_not_billed(google: Google, project: Any) -> None:
+    assert google.ask(encoded({**USER, "quota_project_id": project})).status_code == 200
+    assert not google.vertex.last.all(b"x-goog-user-project")

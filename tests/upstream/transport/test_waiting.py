@@ -130,7 +130,7 @@ async def test_who_is_cancelled_while_waiting_is_passed_over(
         [pool] = transport._pools.values()
         second = asyncio.create_task(fetch(transport, upstream.port))
         third = asyncio.create_task(fetch(transport, upstream.port))
-        await until(lambda: len(pool._waiters) == 2)
+        await until(lambda: sum(map(len, pool.slots._waiting.values())) == 2)
 
         def give_up(*connection: Any) -> None:
             second.cancel()
@@ -163,8 +163,8 @@ class Stubborn(Body):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            yield b"x"
-            await asyncio.Event().wait()
+            while True:
+                yield bytes(1 << 20)
         finally:
             raise RuntimeError("the body cannot be stopped")
 
@@ -181,7 +181,7 @@ async def test_an_early_response_whose_request_cannot_be_stopped_makes_room(stac
     async with Upstream(script) as upstream:
         transport = HTTPTransport(max_connections=1)
         with pytest.raises(RuntimeError, match="the body cannot be stopped"):
-            await fetch(transport, upstream.port, method="POST", headers=[length(9)], body=Stubborn())
+            await fetch(transport, upstream.port, method="POST", headers=[length(1 << 30)], body=Stubborn())
         assert await fetch(transport, upstream.port, timeout=timeouts(pool=1)) == (200, b"fine")
         await transport.aclose()
 
