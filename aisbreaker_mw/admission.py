@@ -175,7 +175,7 @@ class Admissions:
         key: _Key | None = None
         if len(fields) == len(scope["headers"]):
             key = (
-                carriers.count_bare_tokens(fields.values()),
+                (b"\n" + b"\n".join(fields.values())).count(carriers.BARE_TOKEN),
                 service.name,
                 scope["method"],
                 rest,

@@ -1,5 +1,6 @@
 """ASGI: the path of a request below the mount point, headers as tuples, and a way to send without a task."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote, unquote
@@ -57,7 +58,9 @@ def app_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     # ASGI: root_path is a prefix of path. Some servers leave it out of path.
-    return path[len(root) :] or "/" if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/") else path
+    if not root or not f"{path}/".startswith(f"{root}/"):
+        return path
+    return path[len(root) :] or "/"
 
 
 class SynchronousSender:
@@ -70,13 +73,13 @@ class SynchronousSender:
 
     __slots__ = ()
 
+    @abstractmethod
     async def send(self, message: dict[str, object]) -> None:
         """Send an ASGI message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_now(self, piece: bytes) -> bool:
         """Send a piece of the body, not the last, if the client's socket takes it. Return whether it was sent."""
-        raise NotImplementedError
 
 
 def synchronous_send(send: Send) -> Callable[[bytes], bool] | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from abc import abstractmethod
 
 NEVER = math.inf
 """The deadline of a connection that waits for nothing."""
@@ -52,9 +53,9 @@ class DeadlineTimer:
             self._timer.cancel()
             self._timer = None
 
+    @abstractmethod
     def on_deadline(self) -> None:
         """Act on the deadline, which has passed."""
-        raise NotImplementedError
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -4,6 +4,10 @@ How long one connection makes the others wait: `python benchmarks/fairness.py [-
 A server of ours runs in a process, and an AI service in another one, which echoes WebSocket messages. One client sends a flood.
 Meanwhile another client asks for `/api/v1/ping`, one request after the other. Prints a Markdown table: the longest wait of such
 a request, the 99th percentile, and the server's processor time and memory for the flood.
+
+With `--turns`, prints the longest turns of the server's event loop, too: by processor time, and by the clock. A wait counts the
+time in which the system runs other processes, and so does the clock; processor time does not. The measuring keeps the server
+busy, so take the waits from a run without it.
 """
 
 import argparse
@@ -11,6 +15,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -61,6 +66,7 @@ FLOODS: dict[str, Callable[[int], Iterator[bytes]] | None] = {
     "empty continuation frames": continuations,
     "empty messages": lambda size: repeated(frame(0x82), size),
     "messages of 16 MB": lambda size: repeated(frame(0x82, bytes(16_000_000)), size),
+    "text messages of 16 MB": lambda size: repeated(frame(0x81, "\u20ac".encode() * 5_000_000), size),
     "pings": lambda size: repeated(frame(0x89, bytes(100)), size),
     "pings, reading nothing": lambda size: repeated(frame(0x89, bytes(100)), size),
     "pongs": lambda size: repeated(frame(0x8A), size),
@@ -172,19 +178,33 @@ def measure(kind: str, port: int, pid: int, token: str, size: int) -> str:
     return f"| {kind} | {waits[-1]:.0f} | {waits[int(len(waits) * 0.99)]:.1f} | {used:.1f} | {peak - memory:+.0f} |"
 
 
+def longest_turn(pid: int, path: Path) -> str:
+    """Return the table's last columns: the longest turns since the last call, in milliseconds."""
+    path.unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    while not (path.exists() and (told := path.read_text()).endswith("\n")):
+        time.sleep(0.01)
+    return f" {told.strip()} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=32, help="size of each flood")
     parser.add_argument("--only", default="", help="part of a flood's name")
+    parser.add_argument("--turns", action="store_true", help="measure the turns of the event loop, too")
     arguments = parser.parse_args()
     upstream, port = free_port(), free_port()
     environment = {**os.environ, "AISBREAKER_SERVICES__OPENAI__BASE_URL": f"http://127.0.0.1:{upstream}"}
-    command = [sys.executable, "-m", "aisbreaker_mw", "serve", "--port", str(port)]
+    scratch = tempfile.TemporaryDirectory()
+    turns = Path(scratch.name) / "turns"
+    started = [str(Path(__file__).with_name("turns.py")), str(turns)] if arguments.turns else ["-m", "aisbreaker_mw"]
+    command = [sys.executable, *started, "serve", "--port", str(port)]
     multiprocessing.Process(target=service, args=(upstream,), daemon=True).start()
-    print(
-        "| one client sends | longest wait, ms | 99 % below, ms | processor, s | memory, MB |\n| --- | --- | --- | --- | --- |"
-    )
+    titles = ["one client sends", "longest wait, ms", "99 % below, ms", "processor, s", "memory, MB"]
+    titles += ["longest turn, processor ms", "longest turn, ms"] if arguments.turns else []
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     with (
+        scratch,
         tempfile.NamedTemporaryFile() as log,
         running(command, LOAD_CORES, log=Path(log.name), environment=environment) as server,
     ):
@@ -198,7 +218,10 @@ def main() -> None:
         token = response.raise_for_status().json()["access_token"]
         for kind in FLOODS:
             if arguments.only in kind:
-                print(measure(kind, port, server.pid, token, arguments.megabytes * 1_000_000), flush=True)
+                if arguments.turns:
+                    longest_turn(server.pid, turns)
+                row = measure(kind, port, server.pid, token, arguments.megabytes * 1_000_000)
+                print(row + (longest_turn(server.pid, turns) if arguments.turns else ""), flush=True)
 
 
 if __name__ == "__main__":

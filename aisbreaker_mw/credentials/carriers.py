@@ -15,6 +15,8 @@ from ..tokens.claims import PRESENTED_TOKEN, ServiceSecret
 from ..tokens.sealer import TOKEN_PREFIX
 
 _PREFIX = TOKEN_PREFIX.encode("ascii")
+BARE_TOKEN = b"\n" + _PREFIX
+"""Start of a header value that begins as a token does, where the values are joined by line ends."""
 _MALFORMED = "The Authorization header must be: Bearer, one space, the token."
 _MISPLACED = (
     "An aisbreaker_... token is in a header or parameter where this service takes no API key. "
@@ -87,11 +89,6 @@ def find(headers: RawHeaders, query: bytes, places: KeyPlaces) -> PresentedCrede
     if len(tokens) > 1:
         raise InvalidRequest("The request carries two different tokens.")
     return PresentedCredential(tokens.pop().decode("latin-1") if tokens else None, foreign)
-
-
-def count_bare_tokens(values: Iterable[bytes]) -> int:
-    """Return how many header values begin as a token does."""
-    return (b"\n" + b"\n".join(values)).count(b"\n" + _PREFIX)
 
 
 def has_unchecked_token(headers: RawHeaders) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..http1.fields import HOP_BY_HOP, RATE_LIMIT_HEADERS, RawHeaders, forwardable, get
+from ..http1.fields import HOP_BY_HOP, RATE_LIMIT_HEADERS, RawHeaders, forwardable
 
 # Another origin's CORS policy is not ours, and what it says of itself (its cookies, its TLS, its service workers) would be
 # taken as said of this one. A web server in front would take X-Accel-Redirect and X-Sendfile as this server's order to send a
@@ -111,7 +111,7 @@ def response_headers(received: RawHeaders, *, counted: bool) -> RawHeaders:
         counted: whether the response tells our rate limit. The service's headers of the same names are then dropped.
     """
     kept = forwardable(received, _DROPPED_WHERE_COUNTED if counted else _DROPPED)
-    media_type = get(kept, b"content-type")
+    media_type = dict(kept).get(b"content-type")
     if media_type is None or (not media_type.startswith(_DATA_TYPES) and _ACTIVE_TYPE.search(media_type)):
         kept += _INERT
     return kept

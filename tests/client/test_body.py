@@ -31,3 +31,17 @@ async def test_a_body_without_a_length_ends_at_the_limit() -> None:
     assert [len((await request.receive())["body"]) for _ in range(2)] == [5, 5]
     with pytest.raises(PayloadTooLarge):
         await request.receive()
+
+
+async def test_a_kept_body_can_be_sent_again_and_again() -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"12345", "more_body": True}]
+    messages.append({"type": "http.request", "body": b"678"})
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    request = RequestBody(receive, 10)
+    request.keep(10)
+    for _ in range(3):
+        assert b"".join([piece async for piece in request]) == b"12345678"
+        assert request.rewind()

@@ -463,3 +463,9 @@ def test_a_token_response_that_is_too_large_is_not_read(google: Google) -> None:
     google.answer = ok(b'{"access_token":"ya29.large","padding":"' + b"x" * 70_000 + b'"}')
     assert google.ask(encoded(USER)).status_code == 502
     assert not google.vertex.requests
+
+
+@pytest.mark.parametrize("project", ["two words", "a\r\nx-injected: 1", "", "p" * 257, 7])
+def test_a_project_that_is_none_is_not_billed(google: Google, project: Any) -> None:
+    assert google.ask(encoded({**USER, "quota_project_id": project})).status_code == 200
+    assert not google.vertex.last.all(b"x-goog-user-project")

@@ -155,6 +155,14 @@ def test_what_is_remembered_is_bounded(running: Running, monkeypatch: pytest.Mon
         assert 1 <= len(running.remembered) <= 5
 
 
+def test_decisions_of_expired_tokens_are_forgotten(running: Running) -> None:
+    token = mint(running.base, ("chat:openai.com", "sk-1"), expirationTimeSpan="1h")
+    assert running.ask(CHAT, bearer(token)).status_code == 200
+    running.clock.now += 3601
+    assert running.ask(CHAT, bearer(mint(running.base, ("chat:openai.com", "sk-2")))).status_code == 200
+    assert [known.revealed for known in running.remembered] == ["sk-2"]
+
+
 @pytest.mark.parametrize(
     "lines",
     [

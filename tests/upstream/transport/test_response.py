@@ -137,3 +137,15 @@ def test_at_most_sixteen_interim_responses_come_first(interim: int, taken: bool)
     with contextlib.nullcontext() if taken else pytest.raises(httpx.RemoteProtocolError):
         reader.receive(data)
     assert (reader.status == 204) is taken
+
+
+def test_a_long_stream_may_carry_any_number_of_small_chunks() -> None:
+    """Only what comes between two bytes of the body is bounded."""
+    reader = ResponseReader()
+    reader.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(15_000):
+        reader.receive(b"1\r\n")
+        reader.receive(b"x")
+        reader.receive(b"\r\n")
+    reader.receive(b"0\r\n\r\n")
+    assert reader.take() == b"x" * 15_000

@@ -130,7 +130,7 @@ async def test_who_is_cancelled_while_waiting_is_passed_over(
         [pool] = transport._pools.values()
         second = asyncio.create_task(fetch(transport, upstream.port))
         third = asyncio.create_task(fetch(transport, upstream.port))
-        await until(lambda: len(pool._waiters) == 2)
+        await until(lambda: sum(map(len, pool.slots._waiting.values())) == 2)
 
         def give_up(*connection: Any) -> None:
             second.cancel()
