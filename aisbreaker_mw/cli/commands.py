@@ -30,7 +30,7 @@ _LIBRARIES = {"google-cloud": ("google.auth", "vertex"), "aws-sigv4": ("botocore
 """The library that a credential strategy needs, and the extra that installs it."""
 
 
-class _HostName(click.ParamType[str]):
+class _HostName(click.ParamType):  # type: ignore[type-arg]  # not generic at run time before click 8.2
     """A host name, as `hosts` takes it."""
 
     name = "name"

@@ -116,6 +116,7 @@ class NativeSender:
     async def send(
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
+        """Send a request; see `Sender`."""
         origin = self._origins.get(request.origin) or self._find_origin(request)
         stream = await self._transport.send(
             request.method, origin, request.target, request.headers, body, timeouts, exchange.asker
@@ -126,6 +127,7 @@ class NativeSender:
         return Received(reader.status, reader.fields, reader.length, stream)
 
     def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for a connection; see `Sender`."""
         return origin in self._origins and self._transport.crowded(self._origins[origin])
 
     def slot(
@@ -155,6 +157,7 @@ class HTTPXSender:
     async def send(
         self, request: UpstreamRequest, body: RequestBody | bytes, timeouts: TimeoutExtension, exchange: Exchange
     ) -> Received:
+        """Send a request; see `Sender`."""
         response = await self._transport.handle_async_request(
             httpx.Request(
                 request.method,
@@ -170,6 +173,7 @@ class HTTPXSender:
         return Received(response.status_code, headers, _length(headers), stream)
 
     def crowded(self, origin: tuple[str, str, int]) -> bool:
+        """Return whether a request waits for a connection; see `Sender`."""
         return False
 
     def slot(

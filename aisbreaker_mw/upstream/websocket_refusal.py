@@ -15,6 +15,7 @@ _NOT_RELAYED = frozenset({b"content-length", b"date", b"server"})
 
 
 def raw_headers(response: Response) -> RawHeaders:
+    """Return the headers of a response to a handshake, names in lower case."""
     return [
         # The library decodes as ISO-8859-1; before version 17, with surrogate escapes.
         (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
@@ -23,6 +24,7 @@ def raw_headers(response: Response) -> RawHeaders:
 
 
 def relayed_headers(response: Response, request: UpstreamRequest) -> RawHeaders:
+    """Return the headers of a response to a handshake that reach the client."""
     return [
         header
         for header in response_headers(raw_headers(response), counted=request.counted)
@@ -44,6 +46,13 @@ def redact_refusal(response: Response, request: UpstreamRequest) -> bool:
 
 
 async def relay_refusal(response: Response, request: UpstreamRequest, exchange: Exchange) -> None:
+    """
+    Answer the client's handshake with the service's refusal.
+
+    Raises:
+        UpstreamError: the service's response is no refusal.
+        ClientDisconnected: the client went away.
+    """
     status = response.status_code
     if status < 200:
         raise UpstreamError

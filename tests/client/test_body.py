@@ -45,3 +45,36 @@ async def test_a_kept_body_can_be_sent_again_and_again() -> None:
     for _ in range(3):
         assert b"".join([piece async for piece in request]) == b"12345678"
         assert request.rewind()
+
+
+async def kept(*pieces: bytes, more: bool) -> RequestBody:
+    """A body that is kept for a retry, after `pieces` of it were passed on."""
+    messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages[-1]["more_body"] = more
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    request = RequestBody(receive, 100)
+    request.keep(100)
+    for piece in pieces:
+        assert await anext(request) == piece
+    return request
+
+
+async def test_a_body_that_was_kept_is_passed_on_again_as_often_as_it_takes() -> None:
+    request = await kept(b"one", b"two", more=False)
+    for _ in range(3):
+        assert request.rewind()
+        assert b"".join([piece async for piece in request]) == b"onetwo"
+
+
+async def test_a_body_whose_rest_is_still_to_come_is_not_passed_on_again() -> None:
+    request = await kept(b"one", more=True)
+    assert not request.rewind()
+
+
+async def test_a_body_that_a_transport_still_reads_is_not_passed_on_again() -> None:
+    request = await kept(b"one", more=False)
+    request.reading = True
+    assert not request.rewind()

@@ -46,3 +46,7 @@ def test_a_subprotocol_is_a_token(value: bytes) -> None:
 def test_pages(origin: bytes | None, origins: list[str], allowed: bool) -> None:
     headers = [(b"host", b"h:80"), *([(b"origin", origin)] if origin is not None else [])]
     assert from_allowed_page(headers, origins) is allowed
+
+
+def test_a_handshake_has_no_body_whatever_its_length_says() -> None:
+    assert read_handshake([(b"host", b"h"), (b"content-length", b"0")]).headers == [(b"host", b"h")]

@@ -465,6 +465,46 @@ def test_a_token_response_that_is_too_large_is_not_read(google: Google) -> None:
     assert not google.vertex.requests
 
 
+def test_an_account_that_google_refuses_is_not_tried_at_every_request(google: Google) -> None:
+    google.answer = ok(b'{"error":"invalid_grant"}', status=b"400 Bad Request")
+    wanted = {"serviceSecrets": [{"serviceId": "", "authSecret": [encoded(USER), "ya29.plain"]}]}
+    response = httpx.post(f"{google.base}/api/v1/oauth/token", json={"requestAuthAndQuotas": wanted})
+    for _ in range(3):
+        assert google.ask_with(response.json()["access_token"]).status_code == 200
+    assert google.sent() == ["Bearer ya29.plain"] * 3
+    assert google.issued == 1
+
+
+def test_an_exchange_of_another_event_loop_is_not_waited_for() -> None:
+    asked: list[httpx.Request] = []
+
+    class Transport(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            asked.append(request)
+            if len(asked) == 1:
+                await asyncio.Event().wait()
+            return httpx.Response(200, content=b'{"access_token":"ya29.second"}')
+
+    strategy = GoogleCloudStrategy(Transport, token_url="https://tokens.example/token", clock=Clock())
+    request = UpstreamRequest("GET", ("https", "vertex.example", 443), b"/", [])
+
+    async def authorize() -> UpstreamRequest:
+        return await strategy.authorize(request, RequestBody(never, 0), encoded(USER))
+
+    async def begin() -> None:
+        tasks.append(asyncio.create_task(authorize()))
+        await until(lambda: asked)
+
+    async def never() -> Any:
+        raise AssertionError("no body is read")
+
+    tasks: list[asyncio.Task[UpstreamRequest]] = []
+    with asyncio.Runner() as first:
+        first.run(begin())
+        with asyncio.Runner() as second:
+            assert second.run(authorize()).headers[0] == (b"authorization", b"Bearer ya29.second")
+
+
 @pytest.mark.parametrize("project", ["two words", "a\r\nx-injected: 1", "", "p" * 257, 7])
 def test_a_project_that_is_none_is_not_billed(google: Google, project: Any) -> None:
     assert google.ask(encoded({**USER, "quota_project_id": project})).status_code == 200

@@ -398,3 +398,14 @@ def test_each_pattern_of_a_token_has_its_own_turns() -> None:
     assert [rotation.begin("a", "chat:openai.com", 3).take() for _ in range(3)] == [0, 1, 2]
     assert [rotation.begin("a", "chat:anthropic.com", 2).take() for _ in range(3)] == [0, 1, 0]
     assert [rotation.begin("b", "chat:openai.com", 3).take() for _ in range(2)] == [0, 1]
+
+
+def test_a_secret_that_a_429_calls_invalid_rests_as_one_that_a_401_refuses(keys: Keys, clock: Clock) -> None:
+    services = {"openai": {"base_url": keys.upstream.url, "rejections": {"429": "no such key"}}}
+    keys.answers["bad"] = ok(b'{"error":"no such key"}', status=LIMITED)
+    with serve(AIsBreakerMiddleware(None, settings(services=services), clock=clock)) as server:
+        token = mint(server, ["bad", "good"])
+        for seconds in (0, PAUSE_AFTER_429 + 1, PAUSE_AFTER_401):
+            clock.now += seconds
+            assert ask(server, token).status_code == 200
+    assert keys.take() == ["bad", "good", "good", "bad", "good"]

@@ -165,3 +165,20 @@ async def test_one_request_at_a_time_tries_a_storage_that_is_down() -> None:
     assert await trying is None
     assert await limiter.consume([bucket("token", minute=1)]) is None
     assert storage.asked == 3
+
+
+async def test_a_request_without_windows_passes_while_the_storage_is_down_and_tried() -> None:
+    """A token without quotas needs no storage."""
+    limiter = QuotaLimiter("redis://127.0.0.1:1", timeout=10)
+    await limiter.aclose()
+    limiter._shared = storage = Slow()
+    storage.down.set()
+    with pytest.raises(QuotaStorageUnavailable):
+        await limiter.consume([bucket("token", minute=1)])
+    storage.down.clear()
+    trying = asyncio.create_task(limiter.consume([bucket("token", minute=1)]))
+    await asyncio.sleep(0)
+    assert await limiter.consume([]) is None
+    storage.down.set()
+    with pytest.raises(QuotaStorageUnavailable):
+        await trying

@@ -1,7 +1,7 @@
 """Slots: whoever gives up a connection makes room for one, and nobody waits for a transport that is closed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -9,8 +9,8 @@ import pytest
 
 from aisbreaker_mw.upstream.transport import HTTPTransport, dialing
 
-from ...upstreams import Peer, Upstream, until
-from .support import FINE, always, asyncio_only, fetch, native_only, timeouts
+from ...upstreams import OK, Peer, Upstream, until
+from .support import FINE, Body, always, asyncio_only, fetch, length, native_only, timeouts
 from .test_pool import stale_at_the_second_request
 
 POOL_TIMEOUT = 7.25
@@ -156,3 +156,58 @@ async def test_closing_goes_on_when_another_who_closes_is_cancelled(stack: str) 
         await other
         with pytest.raises(asyncio.CancelledError):
             await one
+
+
+class Stubborn(Body):
+    """A body that fails when it is stopped."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            raise RuntimeError("the body cannot be stopped")
+
+
+@native_only
+async def test_an_early_response_whose_request_cannot_be_stopped_makes_room(stack: str) -> None:
+    """Its own body has not ended, so the connection is nobody's."""
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(FINE if peer.number > 1 else OK + b"Content-Length: 9\r\n\r\nhalf")
+        await peer.closed()
+
+    async with Upstream(script) as upstream:
+        transport = HTTPTransport(max_connections=1)
+        with pytest.raises(RuntimeError, match="the body cannot be stopped"):
+            await fetch(transport, upstream.port, method="POST", headers=[length(1 << 30)], body=Stubborn())
+        assert await fetch(transport, upstream.port, timeout=timeouts(pool=1)) == (200, b"fine")
+        await transport.aclose()
+
+
+@native_only
+async def test_a_connection_that_the_upstream_has_just_closed_is_not_used(stack: str) -> None:
+    """The loop tells of the end before it tells that the connection is lost."""
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport()
+        await fetch(transport, upstream.port)
+        [pool] = transport._pools.values()
+        [connection] = pool.connections
+        connection.eof_received()
+        assert await fetch(transport, upstream.port) == (200, b"fine")
+        assert upstream.connections == 2
+        await transport.aclose()
+
+
+@native_only
+async def test_a_lost_connection_leaves_no_timer(stack: str) -> None:
+    async with Upstream(always(FINE)) as upstream:
+        transport = HTTPTransport()
+        await fetch(transport, upstream.port)
+        [pool] = transport._pools.values()
+        [connection] = pool.connections
+        timer = connection._timer
+        assert timer is not None
+        await transport.aclose()
+        assert timer.cancelled()
