@@ -22,12 +22,16 @@ class ServiceConnection(ClientConnection):
 
     Meanwhile, while messages wait for the client, and while pongs wait for the service, nothing is read. It aborts the
     connection soon after closing begins. The library would leave it to the service to close it.
+
+    It also aborts a connection whose service takes nothing for `ping_timeout`. The library's ping would wait for room first,
+    without a limit.
     """
 
     protocol: ServiceFrames
     _cut: asyncio.TimerHandle | None = None
     _turn: asyncio.Handle | None = None
     _pongs_wait = False
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -60,8 +64,14 @@ class ServiceConnection(ClientConnection):
             self.data_received(b"")
             self._read_on()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.ping_timeout is not None:
+            self._unread = self.loop.call_later(self.ping_timeout, self.transport.abort)
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._end_unread()
         if self._pongs_wait:
             self._pongs_wait = False
             self._read_on()
@@ -69,4 +79,10 @@ class ServiceConnection(ClientConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._cut is not None:
             self._cut.cancel()
+        self._end_unread()
         super().connection_lost(exc)
+
+    def _end_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
