@@ -1,15 +1,14 @@
 """Minting without a server: tokens made by a program or by the command line, with the settings' master key."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from .endpoints.token_request import TokenRequest, parse_token_request
 from .exceptions import ConfigurationError, InvalidRequest
-from .settings import Settings
+from .settings import Settings, parse_host_name
 from .tokens.claims import RequestQuotas
 from .tokens.sealer import TokenSealer, TokenTooLong
 
@@ -42,7 +41,7 @@ class Minter:
         clock: returns seconds since the epoch.
 
     Raises:
-        ConfigurationError: there is no master key, or no host.
+        ConfigurationError: there is no master key, or no host, or `host` is no host name.
     """
 
     def __init__(self, settings: Settings, host: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
@@ -53,7 +52,10 @@ class Minter:
             if not settings.hosts:
                 raise ConfigurationError("hosts: none is configured; name the host that the token's users call the server by")
             host = settings.hosts[0]
-        self._host = host
+        try:
+            self._host = parse_host_name(host)
+        except ValueError as error:
+            raise ConfigurationError(f"host {error}") from None
 
     def mint(self, request: TokenRequest) -> Minted:
         """
@@ -102,7 +104,7 @@ def mint(
         body["requestAuthAndQuotas"]["requestQuotas"] = quotas.model_dump(by_alias=True, exclude_none=True)
     if lifetime is not None:
         body["expirationTimeSpan"] = lifetime
-    return Minter(settings, host).mint(parse_token_request(orjson.dumps(body)))
+    return Minter(settings, host).mint(parse_token_request(json.dumps(body).encode()))
 
 
 def _plain(secret: str | Sequence[str]) -> str | list[str]:

@@ -202,6 +202,8 @@ class Settings(BaseSettings):
             # The text names the field and shows no value: 'error parsing value for field "hosts" from source ...'
             field = str(error).partition('"')[2].partition('"')[0]
             raise ConfigurationError(f"{ENV_PREFIX}{field.upper()}: takes JSON") from None
+        except RecursionError:
+            raise ConfigurationError(f"{ENV_PREFIX}...: a variable's JSON is nested too deep") from None
         if self.minting.mode == "secret" and not (self.minting.secret and self.minting.secret.get_secret_value()):
             raise ConfigurationError("minting.secret: must be set when minting.mode is secret")
 
@@ -292,6 +294,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         # The message shows line and column, and at most one character of the file.
         raise ConfigurationError(f"{path}: is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is nested too deep") from None
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str], fields: Mapping[str, Any]) -> None:

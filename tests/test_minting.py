@@ -69,6 +69,7 @@ def test_the_lifetime_is_the_settings_where_none_is_given() -> None:
         ({"label": "x" * 101}, "label: must be at most 100 printable characters"),
         ({"label": "a\nb"}, "label"),
         ({"secrets": {"": "s" * 8000}}, "too large"),
+        ({"secrets": {"": "sk-SENTINEL\ud800"}}, "lone surrogates"),
     ],
 )
 def test_a_program_is_refused_as_the_endpoint_refuses(values: dict[str, Any], field: str) -> None:
@@ -76,6 +77,17 @@ def test_a_program_is_refused_as_the_endpoint_refuses(values: dict[str, Any], fi
         mint(settings(), **{"secrets": {"": "sk-SENTINEL"}, "host": HOST, **values})
     assert field in str(refusal.value)
     assert "SENTINEL" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("host", ["", "https://api.example.com", "api.example.com:443", "\ud800"])
+def test_a_program_binds_tokens_to_host_names_only(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="host takes host names without scheme and port"):
+        mint(settings(), secrets={"": "sk"}, host=host)
+
+
+def test_a_host_name_in_capitals_is_the_same_host() -> None:
+    minted = mint(settings(), secrets={"": "sk"}, host="API.example.com")
+    assert TokenSealer(settings().keyring()).unseal(minted.token, "api.example.com").jti == minted.key_id
 
 
 def test_minting_needs_a_key_and_a_host() -> None:
@@ -200,6 +212,27 @@ def test_a_batch_with_a_bad_label_says_so() -> None:
     made = run("token", "create", "--host", HOST, "--label", "x" * 101, stdin=json.dumps(BODY), AISBREAKER_KEY=KEY)
     assert made.returncode == 1
     assert "label: must be at most 100 printable characters" in made.stderr
+
+
+def test_a_file_of_labels_that_is_no_text_is_refused_in_one_line(tmp_path: Any) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"Ana\nBj\xf6rn\n")
+    arguments = ("--host", HOST, "--labels", str(tmp_path / "labels.txt"))
+    made = run("token", "create", *arguments, stdin=json.dumps(BODY), AISBREAKER_KEY=KEY)
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr == f"Error: {tmp_path}/labels.txt: the labels must be UTF-8\n"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Any) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfAna\n")
+    arguments = ("--host", HOST, "--labels", str(tmp_path / "labels.txt"))
+    made = run("token", "create", *arguments, stdin=json.dumps(BODY), AISBREAKER_KEY=KEY)
+    assert [row["label"] for row in csv.DictReader(io.StringIO(made.stdout))] == ["Ana"]
+
+
+def test_a_server_that_is_no_url_is_refused_in_one_line() -> None:
+    made = run("token", "create", "--server", "http://[::", stdin=json.dumps(BODY))
+    assert made.returncode == 1
+    assert made.stderr == "Error: http://[::/api/v1/oauth/token: InvalidURL\n"
 
 
 @pytest.mark.parametrize("host", ["https://api.example.com", "api.example.com:443", "a b", ""])

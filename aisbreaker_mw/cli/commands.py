@@ -109,7 +109,7 @@ def token() -> None:
 @click.option("--request", "request_file", default="-", type=click.File("rb"), help="Token request as JSON. Default: stdin.")
 @click.option("--host", type=_HostName(), help="Host name that the token is bound to. Default: the first of `hosts`.")
 @click.option("--label", "labels", multiple=True, metavar="LABEL", help="Name of a key. Repeat it for a batch.")
-@click.option("--labels", "label_file", type=click.File("r", encoding="utf-8"), help="File of labels, one a line.")
+@click.option("--labels", "label_file", type=click.File("r", encoding="utf-8-sig"), help="File of labels, one a line.")
 @_config
 def create_token(
     server: str | None,
@@ -125,7 +125,7 @@ def create_token(
     With labels, mint a token for each of them, and print CSV: label,key_id,token.
     """
     request = request_file.read()
-    names = [*labels, *([line.strip() for line in label_file if line.strip()] if label_file is not None else [])]
+    names = [*labels, *(_read_labels(label_file) if label_file is not None else [])]
     mint = _minting_at(server) if server is not None else _minting_here(host, config)
     if not labels and label_file is None:
         click.echo(mint(request)[1])
@@ -136,6 +136,14 @@ def create_token(
     for name in names:
         table.writerow((name, *mint(json.dumps({**fields, "label": name}).encode())))
         sys.stdout.flush()
+
+
+def _read_labels(file: Any) -> list[str]:
+    """Return the lines of a file of labels that are not empty."""
+    try:
+        return [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError:
+        raise click.ClickException(f"{file.name}: the labels must be UTF-8") from None
 
 
 def _request_fields(request: bytes) -> dict[str, Any]:
@@ -222,7 +230,7 @@ def _ask_server(server: str, body: bytes) -> dict[str, Any]:
     try:
         response = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30)
         content = response.json()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise click.ClickException(f"{url}: {type(error).__name__}") from None
     except ValueError:
         raise click.ClickException(f"{url}: status {response.status_code}, without JSON") from None

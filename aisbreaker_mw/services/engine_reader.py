@@ -5,7 +5,7 @@ import asyncio
 from ..client.body import RequestBody
 from ..exceptions import InvalidRequest, PayloadTooLarge
 from ..http1.fields import RawHeaders, get, get_all
-from .engines import LARGE_BODY_BYTES, read_models, read_query_models
+from .engines import LARGE_BODY_BYTES, read_models, read_query_models, refuse_query_models
 from .second_models import NamedModels
 
 __all__ = ["EngineReader"]
@@ -46,6 +46,8 @@ class EngineReader:
         self.used = True
         source = self._source
         if not source.startswith("query:"):
+            # Some gateways (LiteLLM) take a model in the query instead of the body's.
+            refuse_query_models(self._query)
             return NamedModels("") if self._body.exhausted else await self._read_body(source)
         named = read_query_models(source, self._query)
         if self._body.exhausted:

@@ -16,7 +16,7 @@ from .multipart import MAX_FIELDS, engine_members, parse_header
 from .second_models import FieldKind, NamedModels, field_kind, find_models
 from .strict_json import json_pairs
 
-__all__ = ["LARGE_BODY_BYTES", "MAX_SCANNED_BYTES", "read_models", "read_query_models"]
+__all__ = ["LARGE_BODY_BYTES", "MAX_SCANNED_BYTES", "read_models", "read_query_models", "refuse_query_models"]
 
 MAX_SCANNED_BYTES = 32 * 1024 * 1024
 """Default of the largest body that is read, in bytes, as it came and decompressed."""
@@ -92,6 +92,21 @@ def read_query_models(source: str, query: bytes) -> NamedModels:
         InvalidRequest: the query can be read in no way or in several.
     """
     return _from_urlencoded(query, source.partition(":")[2])
+
+
+def refuse_query_models(query: bytes) -> None:
+    """
+    Refuse a query that names a model, for a request whose engine stands elsewhere.
+
+    Args:
+        query: raw query, without the question mark.
+
+    Raises:
+        InvalidRequest: it names one.
+    """
+    pairs = parse_qsl(query.replace(b";", b"&").decode("latin-1"), keep_blank_values=True)
+    if any(could_name_engine(name, "model") for name, _ in pairs):
+        raise InvalidRequest("The request names its model in a way that can't be checked.", param="model")
 
 
 def _from_json(body: bytes | bytearray, field: str) -> NamedModels:

@@ -27,6 +27,10 @@ MIN_PART = 4
 
 _MASKED = b"***"
 _MASK = re.compile(rb"\*{2,}|\.{3,}|(?:\xe2\x80\xa6)+|(?:\xe2\x80\xa2)+|[xX]{4,}")
+_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+"""Escape of a URL. Some servers (.NET) write it in lower case."""
+_HTML_SAFE_JSON = {ord(char): f"\\u{ord(char):04x}" for char in "<>&='"}
+"""Characters that JSON writers escape for HTML (Gson; Go's encoding/json, of these `<`, `>`, `&`)."""
 OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest", b"etag"})
 """Headers that describe the bytes of a body. They go where the body is replaced."""
 
@@ -50,12 +54,16 @@ def _forms(credential: str) -> list[bytes]:
     """Return a credential as it stands in plain text, URLs, JSON and HTML, the longest form first."""
     forms = {
         credential,
+        credential.translate(_HTML_SAFE_JSON),
         quote(credential, safe=""),
         quote(credential),
         quote_plus(credential),
         credential.replace("/", "\\/"),
         credential.replace("\\", "\\\\").replace('"', '\\"'),
         escape(credential),
+    }
+    forms |= {
+        _ESCAPE.sub(lambda escape: escape[0].lower(), quoted) for quoted in (quote(credential, safe=""), quote_plus(credential))
     }
     return [form.encode("ascii") for form in sorted(forms, key=len, reverse=True)]
 

@@ -304,3 +304,11 @@ def test_large_bodies_are_read_in_a_thread(
     assert caller.ask_json(gzip.compress(body) if encoding else body, **headers) == SENT_AS_MINI
     assert len(names) == 1
     assert names[0].startswith("asyncio_") is not in_loop
+
+
+@pytest.mark.parametrize(
+    "query", ["model=o3", "a=1&model=", "%6dodel=o3", "a=1;model=o3", "Model=o3", "models=o3", "model%00=o3"]
+)
+def test_a_query_names_no_model_beside_the_body(caller: Client, query: str) -> None:
+    assert caller.ask(f"{CHAT}?{query}", json={"model": "o1"}) == (400, None)
+    assert caller.ask(f"{CHAT}?n=model", json={"model": "o1"}) == (200, "Bearer sk-o1")

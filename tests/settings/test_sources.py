@@ -303,3 +303,11 @@ def test_a_file_that_cannot_be_read(configure: Configure, tmp_path: Path, name: 
     path = tmp_path / name
     configure(AISBREAKER_CONFIG=str(path))
     assert refused() == f"{path}: can't be read ({reason})"
+
+
+def test_values_that_are_nested_too_deep(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure("hosts = " + "[" * 20_000)
+    assert refused() == f"{os.environ['AISBREAKER_CONFIG']}: is nested too deep"
+    configure("")
+    monkeypatch.setenv("AISBREAKER_HOSTS", "[" * 60_000)
+    assert refused() == "AISBREAKER_...: a variable's JSON is nested too deep"

@@ -255,3 +255,9 @@ def test_an_error_that_comes_in_pieces_does_not_show_the_credential(transport: s
         response = ask_for(base)
     assert response.status_code == 403
     assert response.content == QUOTING.replace(SECRET.encode(), b"***")
+
+
+def test_escapes_of_json_for_html_and_of_urls_in_lower_case() -> None:
+    secret = "sk-ab+cd/ef=="
+    for quoted in (r"sk-ab+cd/ef\u003d\u003d", "sk-ab%2bcd%2fef%3d%3d", "sk-ab%2Bcd%2Fef%3D%3D"):
+        assert redact_text(f"key {quoted}.".encode(), secret) == b"key ***."
