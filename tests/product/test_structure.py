@@ -78,7 +78,7 @@ USERS: dict[str, set[str]] = {
     },
     "limits": {"quotas.buckets", "quotas.fallback", "quotas.limiter", "quotas.memory", "quotas.model", "quotas.redis"},
     "nacl": {"tokens.keyring", "tokens.sealer"},
-    "orjson": {"client.responses", "minting", "services.dummy", "telemetry.logs", "tokens.sealer"},
+    "orjson": {"client.responses", "services.dummy", "telemetry.logs", "tokens.sealer"},
     "pydantic": {"cli.serve", "endpoints.token", "endpoints.token_request", "settings", "tokens.claims", "tokens.sealer"},
     "pydantic_settings": {"settings"},
     "python_multipart": {"services.multipart"},
