@@ -266,3 +266,10 @@ def test_a_service_sees_nothing_of_a_label(upstream: RecordingUpstream) -> None:
         minted = mint(settings(), secrets={"": "sk-1"}, host="127.0.0.1", label="private name")
         assert httpx.get(f"{base}/openai/v1/models", headers=bearer(minted.token)).status_code == 200
         assert b"private name" not in upstream.last.raw
+
+
+def test_the_error_of_a_server_shows_no_password() -> None:
+    refused = run("token", "create", "--server", "http://user:SENTINEL@127.0.0.1:1", stdin=json.dumps(BODY))
+    assert refused.returncode == 1
+    assert "http://127.0.0.1:1/api/v1/oauth/token: ConnectError" in refused.stderr
+    assert "SENTINEL" not in refused.stderr

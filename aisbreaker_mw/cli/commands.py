@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -227,20 +228,21 @@ def _installed(library: str) -> bool:
 
 def _ask_server(server: str, body: bytes) -> dict[str, Any]:
     url = server.rstrip("/") + "/api/v1/oauth/token"
+    shown = re.sub("//[^/]*@", "//", url)  # without a user's password
     try:
         response = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30)
         content = response.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise click.ClickException(f"{url}: {type(error).__name__}") from None
+        raise click.ClickException(f"{shown}: {type(error).__name__}") from None
     except ValueError:
-        raise click.ClickException(f"{url}: status {response.status_code}, without JSON") from None
+        raise click.ClickException(f"{shown}: status {response.status_code}, without JSON") from None
     content = content if isinstance(content, dict) else {}
     if response.status_code != 200:
         told = content.get("error")
         message = told.get("message") if isinstance(told, dict) else None
-        raise click.ClickException(f"{url}: status {response.status_code}: {message or 'without a message'}")
+        raise click.ClickException(f"{shown}: status {response.status_code}: {message or 'without a message'}")
     if "access_token" not in content:
-        raise click.ClickException(f"{url}: the response has no access_token")
+        raise click.ClickException(f"{shown}: the response has no access_token")
     return content
 
 

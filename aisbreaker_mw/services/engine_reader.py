@@ -46,7 +46,7 @@ class EngineReader:
         self.used = True
         source = self._source
         if not source.startswith("query:"):
-            # Some gateways (LiteLLM) take a model in the query instead of the body's.
+            # A gateway may take a model in the query instead of the body's.
             refuse_query_models(self._query)
             return NamedModels("") if self._body.exhausted else await self._read_body(source)
         named = read_query_models(source, self._query)
