@@ -18,7 +18,7 @@ SHORT_BODY = 16 * 1024
 Longest body, in bytes, that is collected before a connection to its service is taken. It fits into one write, and a client that
 sends it slowly holds no connection.
 """
-_MOST_AHEAD = 8 << 20
+_MOST_AHEAD = 16 << 20
 """Most bytes of one body that are received before anybody takes them."""
 
 

@@ -343,7 +343,8 @@ class HTTPProtocol(BaseProtocol, DeadlineTimer):
         """
         self._stop()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # asyncio's, of a client that has reset the connection
+                self.transport.write_eof()
         self.flow.resume_reading()
         self.set_deadline(self.loop.time() + self.limits.linger)
 
